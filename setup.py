@@ -28,7 +28,7 @@ TRANSFORMERS = "transformers>=5"
 setup(
     name="macaron-ops",
     version=version(),
-    description="Transformer layers as operator splittings: fused Lie-Trotter and Strang (Macaron) substeps for PyTorch",
+    description="Fused substeps for Transformer layers seen as operator splittings: Lie-Trotter and Macaron",
     long_description=ROOT.joinpath("README.md").read_text() if ROOT.joinpath("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,0 +1,42 @@
+# Two commands: `make bench` and `make test`. Each sets up .venv the first time and then goes straight to work.
+
+VENV := .venv
+# The stamp's name carries the checkout's path: a moved or copied checkout, whose scripts point elsewhere, starts afresh.
+READY := $(VENV)/ready-$(firstword $(shell pwd | cksum))
+# After the set-up nothing reaches for the network.
+OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
+
+.PHONY: help bench test check format clean
+
+help:
+	@echo "make bench     time Lie-Trotter and Strang layers and a real model: tables, plots, report.html in results/"
+	@echo "make test      run the tests (10 minutes at most on 2 cores)"
+	@echo "make check     formatting and lint, changing nothing;  make format  formats and mends"
+	@echo "make clean     remove .venv and what tools left, but not results/"
+	@echo
+	@echo "The first one sets up $(VENV) (needs Python 3.11+, a C++ compiler and the network, once). Variables:"
+	@echo "  PYTHON=python3.12     the Python of $(VENV); make clean before another one"
+	@echo "  PIP_ARGS='...'        more arguments for pip"
+	@echo "  ARGS='-k philox'      more arguments for pytest or for the benchmark"
+
+bench: $(READY)
+	@$(OFFLINE) $(VENV)/bin/macaron-ops bench main $(ARGS)
+
+test: $(READY)
+	@$(OFFLINE) $(VENV)/bin/python -m pytest -n 2 --durations=5 $(ARGS)
+
+check: $(READY)
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+
+format: $(READY)
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): constraints.txt setup.py
+	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv python3-dev"; exit 1; }
+	@PYTHON="$(PYTHON)" $(or $(PYTHON),python3) tools/install.py $(VENV) $(READY) $(PIP_ARGS)

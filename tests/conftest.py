@@ -1,0 +1,48 @@
+"""What all tests share: the device, the seed, the threads, Triton's interpreter and hypothesis' profiles."""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+GPU = torch.cuda.is_available()
+COMPILER = (
+    shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
+)
+
+if not GPU:
+    # Triton reads it when it is imported (torch alone does not import it) and for each kernel it decorates.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_modifyitems(items):
+    needs = {
+        "gpu": (GPU, "needs a CUDA device"),
+        "inductor": (COMPILER, "needs a C++ compiler and Python.h for torch.compile"),
+    }
+    for item in items:
+        for marker, (there, reason) in needs.items():
+            if not there and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    """Each device in turn: a test that takes it runs on the CPU, and again on the GPU where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
