@@ -1,0 +1,18 @@
+"""The harness: measured speed, memory and agreement of macaron_ops against eager PyTorch.
+
+    presets, eager        what is measured, and the eager layers that everything is measured against
+    suites/               the groups of variants: layers, operators, a real model
+    correctness           a variant is checked before it is timed
+    timing, memory        how one number is taken
+    flops, ceilings       what the number is compared with
+    environment, results  what a number needs beside it to be worth anything; the JSON file
+    runner                prepare, check, time, write: one group of variants after another
+    compare, headlines, table, plots, report    what people read
+
+`python -m macaron_ops bench --help` is the way in.
+"""
+
+import os
+
+# Kineto, torch's profiler, announces each start and stop on stderr unless told otherwise before its first use.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,0 +1,132 @@
+"""The denominators: each operator and layer in plain PyTorch, as fast as eager PyTorch lets it be.
+
+Pre-norm, one product for q, k and v, `scaled_dot_product_attention` on views, the step folded into the residual sum
+(`torch.add(x, u, alpha=c)`), nothing copied that need not be. Dropout is left out on every side of the comparison.
+
+    Lie-Trotter:  x <- x + A(x);           x <- x + B(x)
+    Strang:       x <- x + 1/2 B1(x);      x <- x + A(x);      x <- x + 1/2 B2(x)
+
+Parameters carry the names of `nn.TransformerEncoderLayer` (and `macaron_*` for the first half-FFN), so that one
+state_dict loads into every implementation of a scheme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+SCHEMES = ("Lie-Trotter", "Strang")
+
+
+def ffn_step(
+    x: Tensor,
+    w_in: Tensor,
+    b_in: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    activation: str,
+    step: float,
+) -> Tensor:
+    """y = x + step (W_out act(W_in LN(x) + b_in) + b_out); x, y (..., D), w_in (F, D), w_out (D, F)."""
+    normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias)
+    hidden = ACTIVATIONS[activation](F.linear(normed, w_in, b_in))
+    return torch.add(x, F.linear(hidden, w_out, b_out), alpha=step)
+
+
+def attend_step(
+    x: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor,
+    w_out: Tensor,
+    b_out: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    *,
+    heads: int,
+) -> Tensor:
+    """y = x + W_out MHA(LN(x)) + b_out; x, y (B, T, D), w_qkv (3D, D)."""
+    batch, length, width = x.shape
+    qkv = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias), w_qkv, b_qkv)
+    q, k, v = qkv.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+    return x + F.linear(mixed, w_out, b_out)
+
+
+def normalize_step(x: Tensor, u: Tensor, *, step: float) -> Tensor:
+    """y = S(x + step (u - <u, x> x)), S(z) = z / |z|; all (..., D)."""
+    tangent = u - (u * x).sum(-1, keepdim=True) * x
+    return F.normalize(torch.add(x, tangent, alpha=step), dim=-1)
+
+
+def sphere_attend_step(x: Tensor, *, step: float, beta: float) -> Tensor:
+    """u_i = sum_j softmax_j(beta <x_i, x_j>) x_j, then normalize_step; x (B, n, d)."""
+    heads = x.unsqueeze(1)
+    return normalize_step(x, F.scaled_dot_product_attention(heads, heads, heads, scale=beta).squeeze(1), step=step)
+
+
+class EagerLieTrotterLayer(nn.Module):
+    """The standard pre-norm encoder layer: (B, T, D) -> (B, T, D), the function of `nn.TransformerEncoderLayer`."""
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)  # holds the parameters; not called
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feed(self.attend(x), self.linear1, self.linear2, self.norm2, step=1.0)
+
+    def attend(self, x: Tensor) -> Tensor:
+        p, norm = self.self_attn, self.norm1
+        out = p.out_proj
+        return attend_step(
+            x, p.in_proj_weight, p.in_proj_bias, out.weight, out.bias, norm.weight, norm.bias, heads=p.num_heads
+        )
+
+    def feed(self, x: Tensor, w_in: nn.Linear, w_out: nn.Linear, norm: nn.LayerNorm, step: float) -> Tensor:
+        weights = (w_in.weight, w_in.bias, w_out.weight, w_out.bias, norm.weight, norm.bias)
+        return ffn_step(x, *weights, activation=self.activation, step=step)
+
+
+class EagerStrangLayer(EagerLieTrotterLayer):
+    """The Macaron layer: a half-step of each of two FFNs around a whole step of attention. `hidden` is their sum."""
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: str) -> None:
+        super().__init__(width, heads, hidden // 2, activation)
+        self.macaron_linear1 = nn.Linear(width, hidden // 2)
+        self.macaron_linear2 = nn.Linear(hidden // 2, width)
+        self.macaron_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.feed(x, self.macaron_linear1, self.macaron_linear2, self.macaron_norm, step=0.5)
+        return self.feed(self.attend(x), self.linear1, self.linear2, self.norm2, step=0.5)
+
+
+EAGER_LAYERS: dict[str, type[EagerLieTrotterLayer]] = {"Lie-Trotter": EagerLieTrotterLayer, "Strang": EagerStrangLayer}
+
+
+def randomize_(module: nn.Module, seed: int) -> nn.Module:
+    """Random parameters, with no zero bias and no unit norm weight, which would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(random_parameter(name, tuple(parameter.shape), generator))
+    return module
+
+
+def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Normal: matrices scaled by fan-in^-1/2, norm weights about 1, everything else small."""
+    values = torch.randn(shape, generator=generator)
+    if len(shape) == 2:
+        return values * shape[1] ** -0.5
+    return 1 + 0.1 * values if "norm" in name and name.endswith("weight") else 0.1 * values

@@ -1,0 +1,113 @@
+"""What a number needs beside it: the machine, its clocks, the versions, the commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+
+def record(device: torch.device) -> dict[str, object]:
+    """Everything about this process and machine that can change a time, ready for JSON. No host name, no path."""
+    return {
+        "device": _cuda(device) if device.type == "cuda" else _cpu(),
+        "device_type": device.type,
+        "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "triton", "numpy", "transformers", "macaron_ops")},
+        "commit": commit(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "backends": _backends(),
+    }
+
+
+def version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this package runs from, '+changes' if its files differ; None outside of one."""
+    folder = Path(__file__).resolve().parent
+    try:
+        head = _run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"])
+        # An installed copy inside someone else's repository must not claim their commit.
+        if _run(["git", "-C", str(folder), "ls-files", Path(__file__).name]) != Path(__file__).name:
+            return None
+        changed = _run(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+changes" if changed else "")
+
+
+def _cpu() -> dict[str, object]:
+    fields = _cpuinfo()
+    return {
+        "name": fields.get("model name") or platform.processor() or platform.machine(),
+        "clock_mhz": float(fields["cpu MHz"]) if "cpu MHz" in fields else None,
+        "instruction_sets": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries of /proc/cpuinfo, where there is one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _cuda(device: torch.device) -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(device)
+    found = {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+        "cuda": torch.version.cuda,
+        "host": _cpu()["name"],
+    }
+    return found | _nvidia_smi(device)
+
+
+def _nvidia_smi(device: torch.device) -> dict[str, object]:
+    """Driver, clocks, power limit and temperature as nvidia-smi tells them; empty where it is missing."""
+    fields = {
+        "driver_version": "driver",
+        "clocks.sm": "clock_mhz",
+        "clocks.max.sm": "clock_max_mhz",
+        "clocks.mem": "memory_clock_mhz",
+        "power.limit": "power_limit_w",
+        "temperature.gpu": "temperature_c",
+    }
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    try:
+        values = _run(command).split(", ")
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(fields.values(), values, strict=False))
+
+
+def _backends() -> dict[str, str]:
+    """Each backend of macaron_ops: 'usable', or why it is not."""
+    import macaron_ops
+
+    return {name: "usable" if status.usable else status.reason for name, status in macaron_ops.backends().items()}
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,0 +1,126 @@
+"""The most telling lines of a run, computed from its rows: what was gained or lost, in words, with the denominator.
+
+Ratios over several presets are geometric means, with the range beside them. A slower result says slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+from . import numbers
+from .group import OURS, PRODUCTS
+from .results import Row
+
+
+def headlines(document: dict[str, object], count: int = 3) -> list[str]:
+    """At most `count` lines, the main job first: the real model, our best layer, Strang, room left, what went wrong."""
+    rows = document["rows"]
+    ok = [row for row in rows if row["status"] == "ok"]
+    found = [
+        *_failures(rows),
+        *_model(ok),
+        *_layers(ok),
+        *_strang(ok),
+        *_operators(ok),
+        *_room(ok),
+    ]
+    return found[:count]
+
+
+def compared(ratio: float) -> str:
+    """1.2 -> '1.20x as fast as'; below 1 the word is slower."""
+    if abs(ratio - 1) < 0.005:
+        return "as fast as"
+    return f"{ratio:.2f}x the speed of" if ratio > 1 else f"slower: {ratio:.2f}x the speed of"
+
+
+def _failures(rows: list[Row]) -> Iterable[str]:
+    bad = [row for row in rows if row["status"] in ("wrong", "failed")]
+    if bad:
+        names = ", ".join(dict.fromkeys(f"{row['variant']} ({row['subject']})" for row in bad))
+        yield f"{len(bad)} of {len(rows)} measurements gave a wrong result or failed, and have no time: {names}."
+
+
+def _model(rows: list[Row]) -> Iterable[str]:
+    after = [row for row in rows if row["suite"] == "model" and row["variant"] == "replace_layers" and row["speedup"]]
+    if not after:
+        return
+    before = {(row["subject"], row["dtype"]): row for row in rows if row["suite"] == "model"}
+    speeds = "; ".join(
+        f"batch {row['shape']['batch']}: {compared(row['speedup']['median'])} transformers' own layers "
+        f"({numbers.digits(row['tokens_per_s'])} tokens/s)"
+        for row in after
+        if row["dtype"] == after[0]["dtype"] and (row["subject"], row["dtype"]) in before
+    )
+    worst = max(row["check"]["to_original"] for row in after if row["dtype"] == after[0]["dtype"])
+    yield f"MiniLM-L6 on real sentences with replace_layers, {after[0]['dtype']}, {speeds}; embeddings agree to 1 - cosine <= {worst:.0e}."
+
+
+def _layers(rows: list[Row]) -> Iterable[str]:
+    """Our best backend's layers, each scheme against the eager Lie-Trotter layer, training if it was measured."""
+    ratios = _ratios(rows, "layers", lambda variant: variant.startswith(OURS))
+    by_backend: dict[str, list[tuple[float, str]]] = defaultdict(list)
+    for (variant, dtype, direction), found in ratios.items():
+        if (dtype, direction) == _main_setting(ratios):
+            by_backend[variant].append((_mean(found.values()), _range(found)))
+    if by_backend:
+        variant, [(mean, spread)] = max(by_backend.items(), key=lambda item: item[1][0][0])
+        dtype, direction = _main_setting(ratios)
+        yield f"Best macaron_ops layer, {direction} in {dtype}: {variant} is {compared(mean)} eager Lie-Trotter ({spread})."
+
+
+def _strang(rows: list[Row]) -> Iterable[str]:
+    """What the Strang splitting costs in eager PyTorch at equal parameters."""
+    ratios = _ratios(rows, "layers", lambda variant: variant == "eager Strang")
+    if ratios:
+        dtype, direction = _main_setting(ratios)
+        found = ratios["eager Strang", dtype, direction]
+        yield f"Strang at equal parameters, {direction} in {dtype}: eager Strang is {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})."
+
+
+def _operators(rows: list[Row]) -> Iterable[str]:
+    ratios = _ratios(rows, "ops", lambda variant: variant.startswith(OURS))
+    settings = [(max(found, key=found.get), max(found.values()), key) for key, found in ratios.items()]
+    if settings:
+        subject, ratio, (variant, dtype, direction) = max(settings, key=lambda item: item[1])
+        yield f"Best operator: {subject}, {direction} in {dtype}, {variant} is {compared(ratio)} its eager form."
+
+
+def _room(rows: list[Row]) -> Iterable[str]:
+    """How much a perfect fusion could still win: the bare products' speed over eager Lie-Trotter."""
+    ratios = _ratios(rows, "layers", lambda variant: variant == PRODUCTS)
+    if ratios:
+        dtype, direction = _main_setting(ratios)
+        found = ratios[PRODUCTS, dtype, direction]
+        yield f"Room for fusion, {direction} in {dtype}: the bare matrix products are {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})."
+
+
+Ratios = dict[tuple[str, str, str], dict[str, float]]
+
+
+def _ratios(rows: list[Row], suite: str, wanted) -> Ratios:
+    """{(variant, dtype, pass): {subject: speed over the denominator}}."""
+    found: Ratios = defaultdict(dict)
+    for row in rows:
+        if row["suite"] == suite and row["speedup"] and wanted(row["variant"]):
+            found[row["variant"], row["dtype"], row["pass"]][row["subject"]] = row["speedup"]["median"]
+    return found
+
+
+def _main_setting(ratios: Ratios) -> tuple[str, str]:
+    """The first dtype, forward+backward before forward."""
+    return min(((dtype, direction) for _, dtype, direction in ratios), key=lambda setting: setting[1] == "forward")
+
+
+def _mean(values: Iterable[float]) -> float:
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def _range(found: dict[str, float]) -> str:
+    if len(found) == 1:
+        return next(iter(found))
+    low, high = min(found, key=found.get), max(found, key=found.get)
+    return f"geometric mean of {len(found)} presets: {found[low]:.2f}x {low} to {found[high]:.2f}x {high}"

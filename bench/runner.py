@@ -1,0 +1,205 @@
+"""One group after another: prepare, check, weigh, time, write. A variant that fails becomes a row that says why."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from . import memory, timing
+from .correctness import WrongResult
+from .group import COMPILED, Group, Ready, Variant
+from .options import Options
+from .results import Results, Row
+
+# Seconds that preparing and checking a variant takes on two cores, for the estimate of the remaining time.
+_PREPARE_SECONDS = 0.5
+_COMPILE_SECONDS = 25.0
+
+
+class Progress(Protocol):
+    """What watches a run; progress.Console shows it to people."""
+
+    def group(self, group: Group, names: Sequence[str]) -> None: ...
+    def step(self, doing: str, share: float) -> None: ...
+    def done(self, group: Group, rows: list[Row]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """A group and those of its variants that are wanted, its denominator always among them."""
+
+    group: Group
+    names: tuple[str, ...]
+
+    def seconds(self, options: Options) -> float:
+        """A guess at its wall time."""
+        compiled = sum(COMPILED in name for name in self.names)
+        return len(self.names) * (options.budget.seconds + _PREPARE_SECONDS) + compiled * _COMPILE_SECONDS
+
+
+class NothingMatches(ValueError):
+    """No measurement matches the filters; the message lists what there is to choose from."""
+
+
+def select(groups: Sequence[Group], options: Options) -> list[Job]:
+    """The jobs that the filters leave."""
+    jobs = []
+    for group in groups:
+        wanted = {name for name in group.names if options.wants(*group.words(name))}
+        if wanted:
+            names = tuple(name for name in group.names if name in wanted | {group.denominator})
+            jobs.append(Job(group, names))
+    if not jobs:
+        raise NothingMatches(f"--filter {' '.join(options.filters)} matches nothing. It may match:\n{_choices(groups)}")
+    return jobs
+
+
+def run(jobs: Sequence[Job], options: Options, results: Results, progress: Progress) -> None:
+    """Runs the jobs in order; each one's rows are in the results file when the next begins."""
+    ceilings = results.document["ceilings"]
+    for job in jobs:
+        progress.group(job.group, job.names)
+        rows = run_group(job, options, ceilings, progress)
+        results.add(rows)
+        progress.done(job.group, rows)
+
+
+def set_shares(rows: Sequence[Row], ceilings: dict[str, object]) -> None:
+    """Writes each row's share of the GEMM ceiling anew, once the run's ceilings are final."""
+    for row in rows:
+        if row["status"] == "ok" and row["flops_per_s"]:
+            row["share_of_gemm"] = row["flops_per_s"] / ceilings["gemm"][row["dtype"]]["flops_per_s"]
+
+
+def run_group(job: Job, options: Options, ceilings: dict[str, object], progress: Progress) -> list[Row]:
+    group, device = job.group, options.device
+    rows: dict[str, Row] = {}
+    calls: dict[str, timing.Call] = {}
+    try:
+        for index, variant in enumerate(group.build(job.names)):
+            progress.step(variant.name, 0.5 * index / len(job.names))
+            rows[variant.name] = _header(group, variant.name, options)
+            ready = _prepare(variant, rows[variant.name], device)
+            if ready is not None:
+                calls[variant.name] = ready.call
+        replays = _replays(calls, rows, device)
+        if calls:
+            timings = timing.measure(
+                calls | replays,
+                timing.clock_for(device),
+                options.budget,
+                lambda share: progress.step("timing", 0.5 + 0.5 * share),
+            )
+            for name in calls:
+                replayed = timings.get(_replay_name(name))
+                rows[name] |= _measured(group, name, timings, replayed, ceilings, rows[name])
+    finally:
+        calls.clear()
+        torch._dynamo.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return list(rows.values())
+
+
+def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
+    """Prepares, checks and weighs one variant; what goes wrong is written into the row."""
+    from macaron_ops import BackendError
+
+    try:
+        ready = variant.prepare()
+        found = ready.call()
+        row["check"] = variant.check(found) if variant.check else None
+        del found
+        row["memory"] = _weigh(ready, device) if variant.measures_memory else None
+    except WrongResult as error:
+        row |= {"status": "wrong", "reason": str(error)}
+    except BackendError as error:
+        row |= {"status": "unavailable", "reason": str(error)}
+    except Exception as error:  # whatever a variant raises is its own row's fault, not the run's
+        row |= {"status": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+    else:
+        return ready
+    return None
+
+
+def _weigh(ready: Ready, device: torch.device) -> dict[str, object]:
+    return {
+        "peak_bytes": memory.peak_bytes(ready.call, device),
+        "kept_bytes": memory.kept_bytes(ready.forward, device) if ready.forward else None,
+        "method": memory.method(device),
+    }
+
+
+def _replays(calls: dict[str, timing.Call], rows: dict[str, Row], device: torch.device) -> dict[str, timing.Call]:
+    """On CUDA the same calls as graph replays: the kernels' own time, where capture succeeds."""
+    if device.type != "cuda":
+        return {}
+    replays = {}
+    for name, call in calls.items():
+        try:
+            replays[_replay_name(name)] = timing.replay(call, device)
+        except Exception as error:  # some variants cannot be captured; the row says so
+            rows[name]["extra"]["replay_refused"] = f"{type(error).__name__}: {_first_line(error)}"
+    return replays
+
+
+def _replay_name(name: str) -> str:
+    return f"{name}, replayed"
+
+
+def _header(group: Group, name: str, options: Options) -> Row:
+    return {
+        "suite": group.suite,
+        "subject": group.subject,
+        "shape": group.shape,
+        "dtype": group.dtype,
+        "pass": group.direction,
+        "variant": name,
+        "status": "ok",
+        "reason": None,
+        "seed": options.seed,
+        "extra": dict(group.extra),
+    }
+
+
+def _measured(
+    group: Group,
+    name: str,
+    timings: dict[str, timing.Timing],
+    replayed: timing.Timing | None,
+    ceilings: dict[str, object],
+    row: Row,
+) -> Row:
+    taken = timings[name]
+    over = timings.get(group.denominator)
+    rate = group.flops / taken.median if group.flops else None
+    gemm = ceilings["gemm"][group.dtype]["flops_per_s"] if rate else None
+    return {
+        "time": taken.as_json(),
+        "tokens": group.tokens,
+        "tokens_per_s": group.tokens / taken.median,
+        "flops": group.flops,
+        "flops_per_s": rate,
+        "share_of_gemm": rate / gemm if rate else None,
+        "speedup": {"over": group.denominator, **timing.speedup(taken, over)} if over else None,
+        "extra": row["extra"] | ({"replay": replayed.as_json()} if replayed else {}),
+    }
+
+
+def _choices(groups: Sequence[Group]) -> str:
+    """What a filter may name, one line a kind."""
+    kinds = ("suite", "subject", "dtype", "pass", "variant")
+    words = [group.words(name) for group in groups for name in group.names]
+    columns = (dict.fromkeys(column) for column in zip(*words, strict=True))
+    return "\n".join(f"  {kind}: {', '.join(column)}" for kind, column in zip(kinds, columns, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+

@@ -1,0 +1,205 @@
+"""Each operator of macaron_ops against its eager form, torch.compile of that, and its bare matrix products.
+
+ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer; normalize_step
+and sphere_attend_step move particles on the unit sphere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import eager, flops, products
+from ..correctness import Yardstick
+from ..group import COMPILED, EAGER, OURS, PRODUCTS, Group, Ready, Variant, backend_names, gradients, on_backend
+from ..options import DTYPES, Options
+from ..presets import PRESETS, Preset
+
+QUICK_PRESETS = ("wmt-base",)
+NORMAL_PRESETS = ("wmt-base", "bert-base", "conformer-m")
+
+_PARTICLES = {"cpu": {"quick": (4, 512, 64), "normal": (4, 1024, 64), "full": (8, 2048, 64)}}
+_PARTICLES["cuda"] = {"quick": (16, 1024, 64), "normal": (16, 4096, 64), "full": (16, 8192, 128)}
+_STEP, _BETA = 0.1, 4.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator at one shape: `shapes` of its tensors, its two forms, its products and useful operations."""
+
+    subject: str
+    shape: dict[str, object]
+    tensors: dict[str, tuple[int, ...]]
+    eager: Callable[..., Tensor]
+    fused: Callable[..., Tensor]
+    products: list[products.Shape]
+    flops: int | None
+    on_sphere: bool = False
+
+
+def groups(options: Options) -> list[Group]:
+    return [
+        _group(case, dtype, direction, options)
+        for case in cases(options)
+        for dtype in options.dtypes
+        for direction in flops.PASSES
+    ]
+
+
+def cases(options: Options) -> list[Case]:
+    names = {"quick": QUICK_PRESETS, "normal": NORMAL_PRESETS, "full": tuple(PRESETS)}[options.effort]
+    chosen = [PRESETS[name] for name in names]
+    size = [preset.size(options.device.type, options.effort) for preset in chosen]
+    return [
+        *(ffn_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
+        *(attend_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
+        *(normalize_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
+        sphere_case(*_PARTICLES[options.device.type][options.effort]),
+    ]
+
+
+def ffn_case(preset: Preset, batch: int, length: int) -> Case:
+    import macaron_ops
+
+    width, hidden = preset.width, preset.hidden // 2
+
+    def fused(x, w_in, b_in, w_out, b_out, norm_weight, norm_bias):
+        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+        return macaron_ops.ffn_step(x, w_in, b_in, w_out, b_out, activation=preset.activation, step=0.5, **norm)
+
+    return Case(
+        f"ffn_step {preset.name}",
+        {"batch": batch, "length": length, "width": width, "hidden": hidden, "activation": preset.activation},
+        {"x": (batch, length, width), "w_in": (hidden, width), "b_in": (hidden,), "w_out": (width, hidden)}
+        | {"b_out": (width,), "norm_weight": (width,), "norm_bias": (width,)},
+        partial(eager.ffn_step, activation=preset.activation, step=0.5),
+        fused,
+        [products.linear_shape(batch * length, width, hidden), products.linear_shape(batch * length, hidden, width)],
+        flops.ffn_flops(batch * length, width, hidden),
+    )
+
+
+def attend_case(preset: Preset, batch: int, length: int) -> Case:
+    import macaron_ops
+
+    width, heads = preset.width, preset.heads
+
+    def fused(x, w_qkv, b_qkv, w_out, b_out, norm_weight, norm_bias):
+        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias}
+        return macaron_ops.attend_step(x, w_qkv, b_qkv, w_out, b_out, heads, **norm)
+
+    return Case(
+        f"attend_step {preset.name}",
+        {"batch": batch, "length": length, "width": width, "heads": heads},
+        {"x": (batch, length, width), "w_qkv": (3 * width, width), "b_qkv": (3 * width,), "w_out": (width, width)}
+        | {"b_out": (width,), "norm_weight": (width,), "norm_bias": (width,)},
+        partial(eager.attend_step, heads=heads),
+        fused,
+        [
+            products.linear_shape(batch * length, width, 3 * width),
+            products.linear_shape(batch * length, width, width),
+            *products.attention_shapes(batch, heads, length, width // heads),
+        ],
+        flops.attention_flops(batch, length, width),
+    )
+
+
+def normalize_case(preset: Preset, batch: int, length: int) -> Case:
+    import macaron_ops
+
+    shape = (batch, length, preset.width)
+    return Case(
+        f"normalize_step {preset.name}",
+        {"batch": batch, "length": length, "width": preset.width},
+        {"x": shape, "u": shape},
+        partial(eager.normalize_step, step=_STEP),
+        lambda x, u: macaron_ops.normalize_step(x, u, _STEP),
+        [],
+        None,
+        on_sphere=True,
+    )
+
+
+def sphere_case(batch: int, particles: int, dimension: int) -> Case:
+    import macaron_ops
+
+    return Case(
+        "sphere_attend_step",
+        {"batch": batch, "particles": particles, "dimension": dimension, "beta": _BETA},
+        {"x": (batch, particles, dimension)},
+        partial(eager.sphere_attend_step, step=_STEP, beta=_BETA),
+        lambda x: macaron_ops.sphere_attend_step(x, _STEP, _BETA),
+        products.attention_shapes(batch, 1, particles, dimension),
+        4 * batch * particles * particles * dimension,
+        on_sphere=True,
+    )
+
+
+def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
+    x = case.tensors["x"]
+    compiled = (COMPILED,) if options.compile and options.effort != "quick" else ()
+    bare = (PRODUCTS,) if case.products else ()
+    return Group(
+        suite="ops",
+        subject=case.subject,
+        shape=case.shape,
+        dtype=dtype,
+        direction=direction,
+        tokens=x[0] * x[1],
+        flops=case.flops and flops.of_pass(case.flops, direction),
+        denominator=EAGER,
+        names=(EAGER, *compiled, *(f"{OURS} {backend}" for backend in backend_names()), *bare),
+        build=partial(_build, case, DTYPES[dtype], direction, options),
+    )
+
+
+def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
+    """Random tensors rounded to `dtype`; x of an operator on the sphere has rows of length one."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = {}
+    for name, shape in case.tensors.items():
+        values = torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
+        inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(device, dtype)
+    return inputs
+
+
+def _build(
+    case: Case, dtype: torch.dtype, direction: str, options: Options, names: Sequence[str]
+) -> Iterable[Variant]:
+    inputs = make_inputs(case, dtype, options.device, options.seed)
+    backward = direction != "forward"
+    for tensor in inputs.values():
+        tensor.requires_grad_(backward)
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    grad = torch.randn(case.tensors["x"], generator=generator).to(options.device, dtype)
+
+    def ready(operator: Callable[..., Tensor], tensors: dict[str, Tensor]) -> Ready:
+        wrt = tuple(tensors.values())
+        return gradients(lambda: operator(**tensors), wrt, grad.to(wrt[0].dtype), direction)
+
+    @cache
+    def yardstick() -> Yardstick:
+        exact = {name: tensor.detach().double().requires_grad_(backward) for name, tensor in inputs.items()}
+        truths = ready(case.eager, exact).call()
+        tensors = ["output", *(f"{name} gradient" for name in inputs)][: len(truths)]
+        return Yardstick.of(tensors, truths, ready(case.eager, inputs).call())
+
+    def prepare(name: str) -> Ready:
+        if name == EAGER:
+            return ready(case.eager, inputs)
+        if name == COMPILED:
+            return ready(torch.compile(case.eager, fullgraph=True, dynamic=False), inputs)
+        backend = name.removeprefix(OURS).strip()
+        forward = on_backend(backend, lambda: case.fused(**inputs))
+        return gradients(forward, tuple(inputs.values()), grad, direction)
+
+    for name in names:
+        if name == PRODUCTS:
+            yield products.variant(case.products, direction, dtype, options.device)
+        else:
+            yield Variant(name, partial(prepare, name), lambda found: yardstick().check(found))

@@ -1,0 +1,48 @@
+"""The columns of the table, in the terminal and in the report alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from . import numbers
+from .results import Row
+
+COLUMNS = ("variant", "time", "p20 to p80", "tokens/s", "TFLOP/s", "of GEMM", "peak MiB", "kept MiB")
+
+
+def sections(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows of one group each, in order."""
+
+    def group(row: Row) -> tuple[str, ...]:
+        return (row["suite"], row["subject"], numbers.shape(row), row["dtype"], row["pass"])
+
+    return [list(rows) for _, rows in groupby(rows, group)]
+
+
+def title(row: Row) -> str:
+    return f"{row['suite']}: {row['subject']}, {row['dtype']}, {row['pass']}"
+
+
+def speedup_column(rows: Sequence[Row]) -> str:
+    """The header of the ratio column, which names its denominator."""
+    over = next((row["speedup"]["over"] for row in rows if row["status"] == "ok" and row["speedup"]), None)
+    return f"speed over {over}" if over else "speed"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One row as text, the ratio last; a row that was not timed shows its reason instead."""
+    if row["status"] != "ok":
+        return (row["variant"], f"{row['status']}: {row['reason']}")
+    time, memory, ratio = row["time"], row["memory"] or {}, row["speedup"]
+    return (
+        row["variant"],
+        numbers.seconds(time["median"]),
+        f"{numbers.seconds(time['p20'])} to {numbers.seconds(time['p80'])}",
+        numbers.digits(row["tokens_per_s"]),
+        numbers.rate(row["flops_per_s"]),
+        numbers.share(row["share_of_gemm"]),
+        numbers.mebibytes(memory.get("peak_bytes")),
+        numbers.mebibytes(memory.get("kept_bytes")),
+        f"{numbers.times(ratio['median'])} ({numbers.spread(ratio)})" if ratio else "-",
+    )
