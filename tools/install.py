@@ -60,7 +60,7 @@ def choose_python():
     python = max(usable, key=lambda name: found[name][1])
     if not found[python][1]:
         print(
-            f"note: {python} has no C headers (Python.h), which torch.compile and Triton need: what needs them\n"
+            f"note: {python} has no C headers (Python.h): what builds kernels with torch.compile or Triton\n"
             "      is skipped. On Debian and Ubuntu: apt install python3-dev"
         )
     return python
