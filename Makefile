@@ -38,5 +38,5 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): constraints.txt setup.py
-	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv python3-dev"; exit 1; }
+	@command -v $(or $(PYTHON),python3) >/dev/null || { echo "$(or $(PYTHON),python3) is not there; Python 3.11+ is needed: apt install python3 python3-venv python3-dev"; exit 1; }
 	@PYTHON="$(PYTHON)" $(or $(PYTHON),python3) tools/install.py $(VENV) $(READY) $(PIP_ARGS)
