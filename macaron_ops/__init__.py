@@ -1,0 +1,33 @@
+"""macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
+
+from .ops import (
+    BackendError,
+    Explanation,
+    attend_step,
+    backends,
+    explain,
+    ffn_step,
+    normalize_step,
+    parallel,
+    sphere_attend_step,
+    split_layer,
+    substep,
+    use_backend,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "Explanation",
+    "attend_step",
+    "backends",
+    "explain",
+    "ffn_step",
+    "normalize_step",
+    "parallel",
+    "sphere_attend_step",
+    "split_layer",
+    "substep",
+    "use_backend",
+]

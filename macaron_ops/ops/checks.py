@@ -1,0 +1,150 @@
+"""Argument checks: every refusal names the argument, what was expected and what came, before anything runs."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+__all__ = ["Operands", "choice", "number", "probability"]
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def number(name: str, value: object, *, minimum: float | None = None) -> float:
+    """A finite real number, at least ``minimum``; returned as float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number; got {_describe(value)}")
+    if not math.isfinite(value) or (minimum is not None and value < minimum):
+        bound = "" if minimum is None else f" of at least {minimum}"
+        raise ValueError(f"{name}: expected a finite number{bound}; got {value}")
+    return float(value)
+
+
+def probability(name: str, value: object) -> float:
+    """A number in [0, 1]."""
+    value = number(name, value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name}: expected a probability between 0 and 1; got {value}")
+    return value
+
+
+def positive_int(name: str, value: object) -> int:
+    """An integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an integer; got {_describe(value)}")
+    if value < 1:
+        raise ValueError(f"{name}: expected an integer of at least 1; got {value}")
+    return value
+
+
+class Operands:
+    """The tensor arguments of one call, checked against ``x`` and, under autocast, cast as ``F.linear`` casts them.
+
+    Attributes:
+        x: the input ``(..., T, D)``, in the dtype that the operator computes from.
+        width: D.
+    """
+
+    def __init__(self, x: object, *, min_dim: int):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor; got {_describe(x)}")
+        if x.dim() < min_dim:
+            shape = "(..., T, D)" if min_dim == 2 else "(..., D)"
+            raise ValueError(f"x: expected shape {shape}; got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x: expected a floating dtype; got {x.dtype}")
+        if x.is_nested or x.layout != torch.strided:
+            raise TypeError(
+                f"x: expected a dense strided tensor; got layout {x.layout}, nested={x.is_nested}"
+            )
+        if x.shape[-1] == 0:
+            raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
+        device = x.device.type
+        self._autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+        self.x = x.to(torch.get_autocast_dtype(device)) if self._autocast else x
+        self.width = x.shape[-1]
+
+    def tensor(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
+        """A tensor of ``shape`` (numbers are exact, names stand for any size) in the dtype and on the device of x."""
+        if value is None and optional:
+            return None
+        if not isinstance(value, Tensor):
+            expected = "a tensor or None" if optional else "a tensor"
+            raise TypeError(f"{name}: expected {expected}; got {_describe(value)}")
+        self.shape(name, value, shape)
+        return self.like_x(name, value)
+
+    def shape(self, name: str, value: Tensor, shape: tuple[int | str, ...]) -> None:
+        """The shape alone."""
+        fits = value.dim() == len(shape) and all(
+            isinstance(want, str) or have == want for have, want in zip(value.shape, shape, strict=True)
+        )
+        if not fits:
+            expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+            raise ValueError(f"{name}: expected shape ({expected}); got {tuple(value.shape)}")
+
+    def like_x(self, name: str, value: Tensor) -> Tensor:
+        """The dtype and device alone."""
+        self.device(name, value)
+        if self._autocast and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(self.x.dtype)
+        if value.dtype != self.x.dtype:
+            raise TypeError(f"{name}: expected the dtype of x, {self.x.dtype}; got {value.dtype}")
+        return value
+
+    def device(self, name: str, value: Tensor) -> None:
+        """The device alone."""
+        if value.device != self.x.device:
+            raise ValueError(
+                f"{name}: expected a tensor on the device of x, {self.x.device}; got {value.device}"
+            )
+
+    def number_or_tensor(self, name: str, value: object, *, per_channel: bool) -> tuple[float, Tensor | None]:
+        """A number, or a 0-d (or ``(D,)``) tensor: ``(number, None)`` or ``(0.0, tensor)``."""
+        if not isinstance(value, Tensor):
+            return number(name, value), None
+        if value.dim() != 0 and not (per_channel and tuple(value.shape) == (self.width,)):
+            allowed = f"() or ({self.width},)" if per_channel else "()"
+            raise ValueError(
+                f"{name}: expected a number or a tensor of shape {allowed}; got {tuple(value.shape)}"
+            )
+        return 0.0, self.like_x(name, value)
+
+    def seed(self, value: object, *, used: bool) -> Tensor | None:
+        """The dropout seed as an int64 0-d tensor on x's device; drawn from torch's default generator for None."""
+        if value is not None and not isinstance(value, (int, Tensor)):
+            raise TypeError(
+                f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}"
+            )
+        if not used:
+            return None
+        if value is None:
+            return torch.randint(2**63 - 1, (), device=self.x.device)
+        if not isinstance(value, Tensor):
+            return torch.full((), value, dtype=torch.int64, device=self.x.device)
+        if value.dtype != torch.int64 or value.dim() != 0:
+            raise ValueError(f"seed: expected an int64 tensor of shape (); got {_describe(value)}")
+        self.device("seed", value)
+        return value
+
+    def norm(self, norm: object, weight: object, bias: object, eps: object, placement: str):
+        """The normalisation's arguments: ``(norm, weight, bias, eps, placement)``. Without one, pre is post."""
+        choice("norm", norm, ("layer", "rms", "sphere", None))
+        choice("placement", placement, ("pre", "post"))
+        if norm is None and (weight is not None or bias is not None):
+            raise ValueError("norm_weight, norm_bias: expected None where norm is None")
+        weight = self.tensor("norm_weight", weight, self.width, optional=True)
+        bias = self.tensor("norm_bias", bias, self.width, optional=True)
+        return norm, weight, bias, number("eps", eps, minimum=0.0), "pre" if norm is None else placement

@@ -1,0 +1,167 @@
+"""The normalise-attend-step of particles on the unit sphere.
+
+    u_i = sum_j w_ij v_j,    w_ij = exp(beta <q_i, k_j>) / sum_l exp(beta <q_i, k_l>)     weighting="softmax"
+                             w_ij = exp(beta <q_i, k_j>) / n                              weighting="unnormalized"
+    y_i = S(x_i + step P(u_i))      the step of normalize_step in the given direction
+
+with q = k = v = x unless they are given. Source: Geshkovski et al. 2023, arXiv 2312.10794, eqs. (SA) and (USA);
+Alvarez-Lopez, Geshkovski, Ruiz-Balet 2026, arXiv 2601.21366.
+
+Forward and backward work on blocks of rows, so neither stores an n x n matrix (differentiating the definition with
+autograd does). Only the log-sum-exp is kept between them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dtypes import accumulation_dtype, upcast
+from .normalize_step import move, move_backward
+
+__all__ = [
+    "WEIGHTINGS",
+    "Options",
+    "Saved",
+    "Tensors",
+    "backward",
+    "forward",
+    "saved_shapes",
+    "sphere_attend_step",
+]
+
+WEIGHTINGS = ("softmax", "unnormalized")
+BLOCK = 512  # rows whose weights exist at a time
+
+
+class Tensors(NamedTuple):
+    """The tensor arguments after ``x``. The same tuple holds their gradients, and whether each is needed."""
+
+    query: Tensor | None
+    key: Tensor | None
+    value: Tensor | None
+    step: Tensor | None  # () or (D,); None where the step is a number
+    beta: Tensor | None  # (); None where beta is a number
+
+
+class Options(NamedTuple):
+    step: float
+    beta: float
+    weighting: str
+    direction: str
+    causal: bool
+    eps: float
+
+
+class Saved(NamedTuple):
+    lse: Tensor  # softmax: log-sum-exp of beta <q_i, k_j> over j (..., n), in the accumulation dtype; else empty
+
+
+def sphere_attend_step(
+    x: Tensor,
+    step: float | Tensor,
+    beta: float | Tensor,
+    *,
+    query: Tensor | None = None,
+    key: Tensor | None = None,
+    value: Tensor | None = None,
+    weighting: str = "softmax",
+    direction: str = "tangent",
+    causal: bool = False,
+    eps: float = 1e-12,
+) -> Tensor:
+    """The definition of :func:`macaron_ops.sphere_attend_step`, in PyTorch that is differentiable twice."""
+    numbers = [0.0 if isinstance(s, Tensor) else s for s in (step, beta)]
+    learned = [s if isinstance(s, Tensor) else None for s in (step, beta)]
+    options = Options(*numbers, weighting, direction, causal, eps)
+    return forward(x, Tensors(query, key, value, *learned), options)[0]
+
+
+def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -> tuple[Tensor, Saved]:
+    """``y`` and, for softmax unless ``save="none"``, the log-sum-exp."""
+    dtype, o = x.dtype, options
+    acc = accumulation_dtype(dtype)
+    x, t = x.to(acc), upcast(tensors, acc)
+    q, k, v, step, beta = _inputs(x, t, o)
+    u, lse = [], []
+    for start in _blocks(q):
+        weights, block_lse = _weights(q, k, beta, o, start)
+        u.append(weights @ v)
+        lse.append(block_lse)
+    y = move(x, torch.cat(u, dim=-2), step, o.direction, o.eps)
+    keep = save != "none" and o.weighting == "softmax"
+    return y.to(dtype), Saved(torch.cat(lse, dim=-1) if keep else x.new_empty(0))
+
+
+def backward(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
+) -> tuple[Tensor | None, Tensors]:
+    """The gradients in ``x`` and in the tensors, None where not needed. With ``s_ij = beta <q_i, k_j>``:
+    ``ds_ij = w_ij (<du_i, v_j> - <du_i, u_i>)``, without the last term for the unnormalised weights."""
+    need_x, need = needs[0], Tensors(*needs[1:])
+    o, acc = options, accumulation_dtype(x.dtype)
+    grad, x, t = grad.to(acc), x.to(acc), upcast(tensors, acc)
+    q, k, v, step, beta = _inputs(x, t, o)
+    lse = saved.lse if o.weighting == "softmax" else None
+
+    def weights(start: int) -> Tensor:
+        return _weights(q, k, beta, o, start, lse)[0]
+
+    u = torch.cat([weights(start) @ v for start in _blocks(q)], dim=-2)
+    grad_x, grad_u, grad_step = move_backward(grad, x, u, step, o.direction, o.eps)
+    radial = (
+        (grad_u * u).sum(-1, keepdim=True) if o.weighting == "softmax" else torch.zeros_like(grad_u[..., :1])
+    )
+
+    grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
+    grad_beta = torch.zeros((), dtype=acc, device=x.device)
+    for start in _blocks(q):
+        rows = slice(start, start + BLOCK)
+        w = weights(start)
+        grad_s = w * (grad_u[..., rows, :] @ v.transpose(-1, -2) - radial[..., rows, :])
+        grad_v += w.transpose(-1, -2) @ grad_u[..., rows, :]
+        grad_k += beta * (grad_s.transpose(-1, -2) @ q[..., rows, :])
+        along_k = grad_s @ k
+        grad_q.append(beta * along_k)
+        grad_beta = grad_beta + (along_k * q[..., rows, :]).sum()
+    grads = {"query": torch.cat(grad_q, dim=-2), "key": grad_k, "value": grad_v}
+    for name, g in grads.items():
+        if getattr(t, name) is None:
+            grad_x = grad_x + g
+    grads["step"] = None if t.step is None else grad_step.sum_to_size(t.step.shape)
+    grads["beta"] = grad_beta
+    return grad_x if need_x else None, Tensors(
+        **{n: g if getattr(need, n) else None for n, g in grads.items()}
+    )
+
+
+def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
+    """The shape and dtype of the log-sum-exp."""
+    keep = save != "none" and options.weighting == "softmax"
+    return Saved((x.shape[:-1] if keep else (0,), accumulation_dtype(x.dtype)))
+
+
+def _inputs(x: Tensor, t: Tensors, o: Options):
+    q, k, v = (x if given is None else given for given in (t.query, t.key, t.value))
+    return q, k, v, o.step if t.step is None else t.step, o.beta if t.beta is None else t.beta
+
+
+def _blocks(q: Tensor) -> range:
+    """Where the blocks of rows start; one empty block where there are no rows."""
+    return range(0, max(q.shape[-2], 1), BLOCK)
+
+
+def _weights(
+    q: Tensor, k: Tensor, beta: float | Tensor, o: Options, start: int, lse: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The weights ``(..., rows, n)`` of the block that starts at row ``start``, and its log-sum-exp."""
+    q = q[..., start : start + BLOCK, :]
+    scores = beta * (q @ k.transpose(-1, -2))
+    if o.causal:
+        row = torch.arange(start, start + q.shape[-2], device=q.device)
+        scores = scores.masked_fill(torch.arange(k.shape[-2], device=q.device) > row[:, None], -torch.inf)
+    if o.weighting == "unnormalized":
+        return torch.exp(scores) / k.shape[-2], None
+    if lse is not None:
+        return torch.exp(scores - lse[..., start : start + BLOCK, None]), None
+    return torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
