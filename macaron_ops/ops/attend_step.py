@@ -204,17 +204,13 @@ def _check_cu_seqlens(t: Operands, cu_seqlens: object, context: Tensor | None) -
     if cu_seqlens is None:
         return
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1:
-        got = (
-            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor) else cu_seqlens
-        )
+        got = f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}" if isinstance(cu_seqlens, Tensor) else cu_seqlens
         raise TypeError(f"cu_seqlens: expected an int32 tensor of shape (sequences + 1,); got {got}")
     t.device("cu_seqlens", cu_seqlens)
     if t.x.dim() != 2:
         raise ValueError(f"cu_seqlens: expected x of shape (T, D), packed; got {tuple(t.x.shape)}")
     if context is not None:
-        raise ValueError(
-            "cu_seqlens: expected None with a context; packed sequences attend within themselves"
-        )
+        raise ValueError("cu_seqlens: expected None with a context; packed sequences attend within themselves")
 
 
 def _rotary(t: Operands, rotary: object, tokens: int, head_dim: int, context: Tensor | None):
@@ -227,9 +223,7 @@ def _rotary(t: Operands, rotary: object, tokens: int, head_dim: int, context: Te
     cos = t.tensor("rotary[0]", rotary[0], tokens, "R / 2")
     sin = t.tensor("rotary[1]", rotary[1], *cos.shape)
     if 2 * cos.shape[1] > head_dim:
-        raise ValueError(
-            f"rotary: expected at most head_dim / 2 = {head_dim // 2} columns; got {cos.shape[1]}"
-        )
+        raise ValueError(f"rotary: expected at most head_dim / 2 = {head_dim // 2} columns; got {cos.shape[1]}")
     if cos.requires_grad or sin.requires_grad:
         raise ValueError("rotary: expected constants; got tensors that require a gradient")
     return cos, sin
@@ -240,8 +234,6 @@ def _qk_scale(t: Operands, qk_scale: object, heads: int, kv_heads: int, head_dim
         return None
     if isinstance(qk_scale, Tensor) and qk_scale.dim() == 2:
         if heads != kv_heads:
-            raise ValueError(
-                f"qk_scale: expected shape ({head_dim},) where num_kv_heads differs from num_heads"
-            )
+            raise ValueError(f"qk_scale: expected shape ({head_dim},) where num_kv_heads differs from num_heads")
         return t.tensor("qk_scale", qk_scale, heads, head_dim)
     return t.tensor("qk_scale", qk_scale, head_dim)

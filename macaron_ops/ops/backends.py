@@ -141,9 +141,8 @@ def select(request: Request) -> str:
     """
     name = _forced()
     if name is None:
-        for row in BACKENDS:
-            if _why_not(row, request) is None:
-                return row.name
+        row = next(row for row in BACKENDS if _why_not(row, request) is None)
+        return row.name
     reason = _why_not(_BY_NAME[name], request)
     if reason is not None:
         raise BackendError(f"{request.operator}: backend {name!r} was asked for, but {reason}")
@@ -199,7 +198,5 @@ def backends() -> dict[str, BackendStatus]:
         reason = _missing(row)
         if reason is None and row.devices == ("cuda",) and not torch.cuda.is_available():
             reason = "torch sees no CUDA device"
-        statuses[row.name] = BackendStatus(
-            row.name, reason is None, reason or row.reason, OPERATORS_OF[row.name]
-        )
+        statuses[row.name] = BackendStatus(row.name, reason is None, reason or row.reason, OPERATORS_OF[row.name])
     return statuses

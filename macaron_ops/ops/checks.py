@@ -66,9 +66,7 @@ class Operands:
         if not x.is_floating_point():
             raise TypeError(f"x: expected a floating dtype; got {x.dtype}")
         if x.is_nested or x.layout != torch.strided:
-            raise TypeError(
-                f"x: expected a dense strided tensor; got layout {x.layout}, nested={x.is_nested}"
-            )
+            raise TypeError(f"x: expected a dense strided tensor; got layout {x.layout}, nested={x.is_nested}")
         if x.shape[-1] == 0:
             raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
         device = x.device.type
@@ -107,9 +105,7 @@ class Operands:
     def device(self, name: str, value: Tensor) -> None:
         """The device alone."""
         if value.device != self.x.device:
-            raise ValueError(
-                f"{name}: expected a tensor on the device of x, {self.x.device}; got {value.device}"
-            )
+            raise ValueError(f"{name}: expected a tensor on the device of x, {self.x.device}; got {value.device}")
 
     def number_or_tensor(self, name: str, value: object, *, per_channel: bool) -> tuple[float, Tensor | None]:
         """A number, or a 0-d (or ``(D,)``) tensor: ``(number, None)`` or ``(0.0, tensor)``."""
@@ -117,17 +113,13 @@ class Operands:
             return number(name, value), None
         if value.dim() != 0 and not (per_channel and tuple(value.shape) == (self.width,)):
             allowed = f"() or ({self.width},)" if per_channel else "()"
-            raise ValueError(
-                f"{name}: expected a number or a tensor of shape {allowed}; got {tuple(value.shape)}"
-            )
+            raise ValueError(f"{name}: expected a number or a tensor of shape {allowed}; got {tuple(value.shape)}")
         return 0.0, self.like_x(name, value)
 
     def seed(self, value: object, *, used: bool) -> Tensor | None:
         """The dropout seed as an int64 0-d tensor on x's device; drawn from torch's default generator for None."""
         if value is not None and not isinstance(value, (int, Tensor)):
-            raise TypeError(
-                f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}"
-            )
+            raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}")
         if not used:
             return None
         if value is None:

@@ -101,19 +101,13 @@ def _define(operator: str, backend: str) -> None:
 
     def backward_shapes(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
         like = (x, *arguments[: len(tensors._fields)])
-        return _pack(
-            [t.new_empty(t.shape) if n else x.new_empty(0) for n, t in zip(needs, like, strict=True)]
-        )
+        return _pack([t.new_empty(t.shape) if n else x.new_empty(0) for n, t in zip(needs, like, strict=True)])
 
     inputs = ["Tensor x", *_arguments(tensors)]
-    _library.define(
-        f"{stem}_forward({', '.join([*inputs, *_arguments(options), 'str save'])})"
-        f" -> {_returns(1 + len(saved._fields))}"
-    )
-    _library.define(
-        f"{stem}_backward({', '.join(['Tensor grad', 'bool[] needs', *inputs, *_arguments(saved), *_arguments(options)])})"
-        f" -> {_returns(1 + len(tensors._fields))}"
-    )
+    to_forward = [*inputs, *_arguments(options), "str save"]
+    to_backward = ["Tensor grad", "bool[] needs", *inputs, *_arguments(saved), *_arguments(options)]
+    _library.define(f"{stem}_forward({', '.join(to_forward)}) -> {_returns(1 + len(saved._fields))}")
+    _library.define(f"{stem}_backward({', '.join(to_backward)}) -> {_returns(1 + len(tensors._fields))}")
     for name, run, shapes in (("forward", forward, forward_shapes), ("backward", backward, backward_shapes)):
         _library.impl(f"{stem}_{name}", _plain(run), "CompositeExplicitAutograd")
         torch.library.register_fake(f"macaron_ops::{stem}_{name}", shapes, lib=_library)

@@ -137,9 +137,7 @@ class _Substeps(torch.autograd.Function):
         for i in range(len(plan) - 1, -1, -1):
             step, (x, need_x, saved) = plan[i], reads[i]
             need = [need_x, *(slot is not None and needs[slot] for slot in step.slots)]
-            results = BACKWARD[step.backend, step.operator](
-                grad, need, x, *step.gather(inputs), *saved, *step.options
-            )
+            results = BACKWARD[step.backend, step.operator](grad, need, x, *step.gather(inputs), *saved, *step.options)
             if need_x:
                 grad_input = results[0] if grad_input is None else grad_input + results[0]
             for slot, needed, result in zip(step.slots, need[1:], results[1:], strict=True):

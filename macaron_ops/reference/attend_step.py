@@ -239,9 +239,7 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
 
 
 def _masks(q: Tensor, k: Tensor, t: Tensors, o: Options):
-    return masks(
-        q.shape[2], k.shape[2], t.attn_mask, t.key_padding_mask, t.cu_seqlens, o.causal, device=q.device
-    )
+    return masks(q.shape[2], k.shape[2], t.attn_mask, t.key_padding_mask, t.cu_seqlens, o.causal, device=q.device)
 
 
 def _total(x: Tensor, t: Tensors, o: Options, attended: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, TypeVar
 
-from torch import Tensor, dtype, float32, float64
+from torch import dtype, float32, float64
 
 __all__ = ["accumulation_dtype", "upcast"]
 

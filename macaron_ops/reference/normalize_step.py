@@ -51,9 +51,7 @@ def normalize_step(
 ) -> Tensor:
     """The definition of :func:`macaron_ops.normalize_step`, in PyTorch that is differentiable twice."""
     is_tensor = isinstance(step, Tensor)
-    return forward(
-        x, Tensors(u, step if is_tensor else None), Options(0.0 if is_tensor else step, direction, eps)
-    )[0]
+    return forward(x, Tensors(u, step if is_tensor else None), Options(0.0 if is_tensor else step, direction, eps))[0]
 
 
 def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -> tuple[Tensor, Saved]:

@@ -109,9 +109,7 @@ def backward(
 
     u = torch.cat([weights(start) @ v for start in _blocks(q)], dim=-2)
     grad_x, grad_u, grad_step = move_backward(grad, x, u, step, o.direction, o.eps)
-    radial = (
-        (grad_u * u).sum(-1, keepdim=True) if o.weighting == "softmax" else torch.zeros_like(grad_u[..., :1])
-    )
+    radial = (grad_u * u).sum(-1, keepdim=True) if o.weighting == "softmax" else torch.zeros_like(grad_u[..., :1])
 
     grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
     grad_beta = torch.zeros((), dtype=acc, device=x.device)
@@ -130,9 +128,7 @@ def backward(
             grad_x = grad_x + g
     grads["step"] = None if t.step is None else grad_step.sum_to_size(t.step.shape)
     grads["beta"] = grad_beta
-    return grad_x if need_x else None, Tensors(
-        **{n: g if getattr(need, n) else None for n, g in grads.items()}
-    )
+    return grad_x if need_x else None, Tensors(**{n: g if getattr(need, n) else None for n, g in grads.items()})
 
 
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
