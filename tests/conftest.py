@@ -10,9 +10,7 @@ import torch
 from hypothesis import settings
 
 GPU = torch.cuda.is_available()
-COMPILER = (
-    shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
-)
+COMPILER = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 if not GPU:
     # Triton reads it when it is imported (torch alone does not import it) and for each kernel it decorates.
