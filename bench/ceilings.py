@@ -3,8 +3,9 @@
     copy bandwidth   a copy of a buffer far larger than the caches, counting bytes read plus bytes written
     GEMM rate        the best of a few large square products of torch.mm in the run's dtype, random operands
 
-Both with as many threads and at the same clocks as what is measured beside them. A run measures them before its first
-and after its last group and keeps the better: a ceiling taken while something else was running would be no ceiling.
+Each is its fastest sample, with as many threads and at the same clocks as what is measured beside it. A run measures
+them before its first and after its last group and keeps the better: a ceiling taken while something else was running
+would be no ceiling.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _copy_bandwidth(device: torch.device) -> dict[str, object]:
     target = torch.empty_like(source)
     timing = measure({"copy": lambda: target.copy_(source)}, clock_for(device), _BUDGET[device.type])["copy"]
     moved = 2 * source.numel() * source.element_size()
-    return {"bytes_per_s": moved / timing.median, "buffer_bytes": moved // 2, "time": timing.as_json()}
+    return {"bytes_per_s": moved / min(timing.samples), "buffer_bytes": moved // 2, "time": timing.as_json()}
 
 
 def _gemm_rate(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str, object]:
@@ -58,7 +59,7 @@ def _gemm_rate(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str,
         a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
         timing = _time_product(a, b, out, device)
-        rate = 2 * size**3 / timing.median
+        rate = 2 * size**3 / min(timing.samples)
         if rate > best["flops_per_s"]:
             best = {"flops_per_s": rate, "size": size, "time": timing.as_json()}
     return best

@@ -11,6 +11,7 @@ from torch import Tensor
 EAGER = "eager"
 COMPILED = "torch.compile"
 PRODUCTS = "bare products"
+AUTO = "auto"
 OURS = "macaron_ops"  # "macaron_ops native": the backend's name follows
 
 
@@ -74,15 +75,19 @@ def gradients(forward: Callable[[], Tensor], wrt: Sequence[Tensor], grad: Tensor
 
 
 def backend_names() -> tuple[str, ...]:
-    """The backends of macaron_ops that can run here."""
+    """The backends of macaron_ops that can run here; with more than one also AUTO, each operator on its best."""
     import macaron_ops
 
-    return tuple(name for name, status in macaron_ops.backends().items() if status.usable)
+    usable = tuple(name for name, status in macaron_ops.backends().items() if status.usable)
+    return (AUTO, *usable) if len(usable) > 1 else usable
 
 
 def on_backend(name: str, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """`forward` under `macaron_ops.use_backend(name)`."""
+    """`forward` under `macaron_ops.use_backend(name)`, or as macaron_ops chooses for AUTO."""
     import macaron_ops
+
+    if name == AUTO:
+        return forward
 
     def run() -> Tensor:
         with macaron_ops.use_backend(name):

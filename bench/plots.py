@@ -1,0 +1,225 @@
+"""The pictures of a run, each drawn from its rows alone, for a light and a dark page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .group import COMPILED, EAGER, OURS, PRODUCTS
+from .results import Row
+
+
+@dataclass(frozen=True)
+class Theme:
+    name: str
+    ink: str
+    muted: str
+    grid: str
+    page: str
+
+
+LIGHT = Theme("light", ink="#1d2129", muted="#667085", grid="#e4e7ec", page="#ffffff")
+DARK = Theme("dark", ink="#e6e9ef", muted="#98a2b3", grid="#2f3542", page="#171a21")
+
+# Colour tells the implementation, filling the scheme: Lie-Trotter is solid, Strang hollow.
+_COLOURS = {
+    EAGER: "#8a94a6",
+    COMPILED: "#e08a3c",
+    f"{OURS} auto": "#14532d",
+    f"{OURS} reference": "#3b82c4",
+    f"{OURS} native": "#1f9e89",
+    f"{OURS} triton": "#8f5bd1",
+    f"{OURS} cuda": "#c2417c",
+    PRODUCTS: "#c9a227",
+    "transformers": "#8a94a6",
+    f"{COMPILED} transformers": "#e08a3c",
+    "replace_layers": "#1f9e89",
+}
+_SCHEMES = ("Lie-Trotter", "Strang")
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A file name without its ending, a caption that says what is shown and against what, and how to draw it."""
+
+    name: str
+    caption: str
+    draw: Callable[[Theme], Figure]
+
+
+def plots(document: dict[str, object]) -> list[Plot]:
+    """Those for which the run has rows."""
+    rows = [row for row in document["rows"] if row["status"] == "ok"]
+    found = []
+    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+        mine = [row for row in rows if row["dtype"] == dtype]
+        layers = [row for row in mine if row["suite"] == "layers"]
+        ops = [row for row in mine if row["suite"] == "ops"]
+        model = [row for row in mine if row["suite"] == "model"]
+        if layers:
+            found += _layer_plots(layers, dtype)
+        if ops:
+            caption = f"Each operator's speed over its eager form, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio."
+            found.append(Plot(f"ops-speed-{dtype}", caption, lambda theme, rows=ops: _by_pass(rows, theme, _speed, _OPS_AXIS, 1.0)))
+        if model:
+            caption = f"MiniLM-L6 on real sentences, {dtype}: real tokens per second before and after replace_layers. Whiskers: p20 to p80."
+            found.append(Plot(f"model-tokens-{dtype}", caption, lambda theme, rows=model: _model(rows, theme)))
+    return found
+
+
+def save(plot: Plot, theme: Theme) -> bytes:
+    """The plot as PNG."""
+    figure = plot.draw(theme)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor=theme.page)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def write_all(document: dict[str, object], folder: Path) -> list[Path]:
+    """Writes every plot of the run as a PNG for a light page."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for plot in plots(document):
+        paths.append(folder / f"{plot.name}.png")
+        paths[-1].write_bytes(save(plot, LIGHT))
+    return paths
+
+
+_SPEED_AXIS = "speed over eager Lie-Trotter (its time / this time)"
+_OPS_AXIS = "speed over the eager form (its time / this time)"
+
+
+def _layer_plots(rows: Sequence[Row], dtype: str) -> list[Plot]:
+    speed = f"Speed of each layer over the eager Lie-Trotter layer of the same preset, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio."
+    share = f"Useful FLOP/s of each layer as a share of the GEMM rate measured in the same run, {dtype}."
+    memory = f"Peak memory of one call above its inputs and parameters, {dtype}, relative to eager Lie-Trotter: below 1 is less."
+    weighed = [row for row in rows if row["memory"]]
+    return [
+        Plot(f"layers-speed-{dtype}", speed, lambda theme: _by_pass(rows, theme, _speed, _SPEED_AXIS, 1.0)),
+        Plot(f"layers-share-{dtype}", share, lambda theme: _by_pass(rows, theme, _share, "share of the measured GEMM rate", None)),
+        Plot(f"layers-memory-{dtype}", memory, lambda theme: _by_pass(weighed, theme, _memory(weighed), "peak memory / eager Lie-Trotter's", 1.0)),
+    ]
+
+
+Value = tuple[float, float, float]  # middle, low, high
+
+
+def _speed(row: Row) -> Value | None:
+    ratio = row["speedup"]
+    return (ratio["median"], ratio["p20"], ratio["p80"]) if ratio else None
+
+
+def _share(row: Row) -> Value | None:
+    value = row["share_of_gemm"]
+    return (value, value, value) if value is not None else None
+
+
+def _memory(rows: Sequence[Row]) -> Callable[[Row], Value | None]:
+    def at(row: Row) -> tuple[str, str]:
+        return row["subject"], row["pass"]
+
+    base = {at(row): row["memory"]["peak_bytes"] for row in rows if row["variant"] == f"{EAGER} Lie-Trotter"}
+
+    def value(row: Row) -> Value | None:
+        if not base.get(at(row)):
+            return None
+        ratio = row["memory"]["peak_bytes"] / base[at(row)]
+        return (ratio, ratio, ratio)
+
+    return value
+
+
+def _by_pass(
+    rows: Sequence[Row], theme: Theme, value: Callable[[Row], Value | None], label: str, reference: float | None
+) -> Figure:
+    """One panel for each pass; subjects down the side, one mark a variant."""
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    height = 1.5 + len(subjects) * (0.22 + 0.125 * len(variants))
+    figure, panels = plt.subplots(1, len(passes), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained")
+    handles = {}
+    for axes, direction in zip(panels[0], passes, strict=True):
+        _style(axes, theme)
+        if reference is not None:
+            axes.axvline(reference, color=theme.muted, linewidth=1, zorder=1)
+        for line in range(1, len(subjects)):
+            axes.axhline(line - 0.5, color=theme.grid, linewidth=0.8, zorder=0)
+        for row in rows:
+            found = value(row)
+            if row["pass"] == direction and found:
+                offset = (variants.index(row["variant"]) + 0.5) / len(variants) - 0.5
+                handles[row["variant"]] = _mark(axes, found, subjects.index(row["subject"]) + 0.84 * offset, row["variant"], theme)
+        axes.set_yticks(range(len(subjects)), subjects, color=theme.ink)
+        axes.set_ylim(len(subjects) - 0.5, -0.5)
+        axes.set_xlabel(label, color=theme.muted, fontsize=8.5)
+        axes.set_title(direction, color=theme.ink, fontsize=10, loc="left", fontweight="bold")
+        if reference is None:
+            axes.set_xlim(left=0)
+    _legend(figure, {name: handles[name] for name in variants if name in handles}, theme)
+    return figure
+
+
+def _mark(axes: Axes, value: Value, y: float, variant: str, theme: Theme):
+    colour, hollow = _colour(variant), variant.endswith("Strang")
+    middle, low, high = value
+    axes.plot([low, high], [y, y], color=colour, linewidth=1.6, alpha=0.65, solid_capstyle="round", zorder=2)
+    shape = "D" if variant == PRODUCTS else "s" if "lean" in variant else "o"
+    return axes.plot(
+        [middle], [y], shape, color=colour, markersize=5.4 if shape == "o" else 4.8, markerfacecolor=theme.page if hollow else colour, markeredgewidth=1.5, zorder=3
+    )[0]
+
+
+def _model(rows: Sequence[Row], theme: Theme) -> Figure:
+    """Bars of tokens/s, one panel for each workload."""
+    subjects = list(dict.fromkeys(row["subject"] for row in rows))
+    figure, panels = plt.subplots(1, len(subjects), figsize=(9.2, 2.4), squeeze=False, layout="constrained")
+    for axes, subject in zip(panels[0], subjects, strict=True):
+        _style(axes, theme)
+        mine = [row for row in rows if row["subject"] == subject]
+        for y, row in enumerate(mine):
+            speed, time = row["tokens_per_s"], row["time"]
+            ends = (row["tokens"] / time["p80"], row["tokens"] / time["p20"])
+            axes.barh(y, speed, height=0.62, color=_colour(row["variant"]), zorder=2)
+            axes.plot(ends, [y, y], color=theme.ink, linewidth=1.4, zorder=3)
+            axes.annotate(f"{speed:,.0f}", (max(ends), y), xytext=(5, 0), textcoords="offset points", va="center", color=theme.ink, fontsize=9)
+        axes.set_yticks(range(len(mine)), [row["variant"] for row in mine], color=theme.ink)
+        axes.set_ylim(len(mine) - 0.4, -0.6)
+        axes.set_xlim(0, 1.22 * max(row["tokens"] / row["time"]["p20"] for row in mine))
+        axes.set_xlabel("real tokens per second", color=theme.muted, fontsize=8.5)
+        axes.set_title(subject, color=theme.ink, fontsize=10, loc="left", fontweight="bold")
+    return figure
+
+
+def _colour(variant: str) -> str:
+    for scheme in _SCHEMES:
+        variant = variant.removesuffix(f" {scheme}")
+    return _COLOURS.get(variant.removesuffix(" lean"), "#d1495b")
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor(theme.page)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(theme.grid)
+    axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
+    axes.grid(axis="x", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, handles: dict[str, object], theme: Theme) -> None:
+    legend = figure.legend(
+        handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles)), frameon=False, fontsize=8.5, handletextpad=0.3, columnspacing=1.4
+    )
+    for text in legend.get_texts():
+        text.set_color(theme.ink)

@@ -1,0 +1,155 @@
+"""report.html: one file that holds everything a reader needs, opens without a network, and is light or dark as the reader is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from . import compare, numbers, plots, table
+from .compare import Comparison
+from .group import EAGER, OURS
+from .results import SCHEMA, Row
+from .style import CSS
+
+
+
+_SUITES = {
+    "model": ("A real model", "The trained MiniLM-L6 before and after <code>macaron_ops.replace_layers</code>, on real English sentences."),
+    "layers": (
+        "Layers: Lie-Trotter against Strang",
+        "One pre-norm encoder layer at equal parameters. Lie-Trotter: attention, then one FFN of width F. "
+        "Strang (Macaron): half a step of an FFN of width F/2, attention, half a step of another.",
+    ),
+    "ops": ("Operators", "Each operator against its eager form and its bare matrix products."),
+}
+
+_METHOD = """
+<p>Every variant is checked before it is timed: the output and every gradient against float64, with no more than twice the
+error of eager PyTorch in the same dtype plus one unit in the last place. A variant that fails has no time.</p>
+<p>Variants of a table run interleaved, one sample of each in a round, each round starting with another variant. Times are
+medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's time divided by
+this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green or red when the 20th to
+80th percentiles lie on one side of 1, grey when they do not.</p>
+<p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
+recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in this
+run. <em>bare products</em> are the layer's own matrix products with nothing between them.</p>
+<p><em>peak MiB</em> is the high-water mark of torch's allocator during one call above its inputs and parameters;
+<em>kept MiB</em> is what the forward leaves behind for the backward, its output included.</p>
+"""
+
+
+def render(document: dict[str, object], headlines: Sequence[str], comparison: Comparison | None = None) -> str:
+    """The page, as text."""
+    device = document["environment"].get("device", {}).get("name", "unknown device")
+    parts = [
+        _header(document, device),
+        _list("headlines", headlines) if headlines else "",
+        _notes(document),
+        _comparison(comparison) if comparison else "",
+        *(_suite(name, document) for name in _SUITES),
+        f'<section id="method"><h2>How it was measured</h2>{_METHOD}</section>',
+        _environment(document),
+    ]
+    body = "\n".join(part for part in parts if part)
+    title = f"macaron_ops bench: {escape(device)}"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _header(document: dict[str, object], device: str) -> str:
+    environment, gemm = document["environment"], document["ceilings"].get("gemm", {})
+    facts = {"Device": device, "Threads": environment.get("threads"), "torch": environment.get("versions", {}).get("torch")}
+    facts |= {f"GEMM {dtype}": f"{numbers.rate(rate['flops_per_s'])} TFLOP/s" for dtype, rate in gemm.items()}
+    if "copy" in document["ceilings"]:
+        facts["Copy"] = f"{numbers.digits(document['ceilings']['copy']['bytes_per_s'] / 1e9)} GB/s"
+    facts |= {"Commit": environment.get("commit"), "Wall time": f"{numbers.clock_time(document['seconds'])} min"}
+    cards = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items() if value is not None
+    )
+    state = "" if document["status"] == "complete" else f'<p class="warning">This run is {escape(document["status"])}: the rows below are those that were finished.</p>'
+    return (
+        f"<header><p class='kicker'>macaron_ops bench</p><h1>Transformer layers as splittings, measured</h1>"
+        f"<p class='muted'>{escape(document['started'])} &middot; <code>{escape(document['command'])}</code></p>{state}<dl class='facts'>{cards}</dl></header>"
+    )
+
+
+def _notes(document: dict[str, object]) -> str:
+    return _list("notes", document["notes"]) if document["notes"] else ""
+
+
+def _list(kind: str, lines: Iterable[str]) -> str:
+    return f'<ul class="{kind}">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def _suite(name: str, document: dict[str, object]) -> str:
+    rows = [row for row in document["rows"] if row["suite"] == name]
+    if not rows:
+        return ""
+    title, text = _SUITES[name]
+    pictures = "".join(_figure(plot) for plot in plots.plots(document | {"rows": rows}))
+    tables = "".join(_table(section) for section in table.sections(rows))
+    return f'<section id="{name}"><h2>{title}</h2><p>{text}</p>{pictures}{tables}</section>'
+
+
+def _figure(plot: plots.Plot) -> str:
+    light, dark = (_data_uri(plots.save(plot, theme)) for theme in (plots.LIGHT, plots.DARK))
+    caption = escape(plot.caption)
+    return (
+        f'<figure><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _table(rows: list[Row]) -> str:
+    first = rows[0]
+    heads = (*table.COLUMNS, table.speedup_column(rows))
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(_table_row(row, len(heads)) for row in rows)
+    return (
+        f"<h3>{escape(first['subject'])} <span>{escape(first['pass'])}, {escape(first['dtype'])}</span></h3>"
+        f'<p class="muted">{escape(numbers.shape(first))}</p>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _table_row(row: Row, columns: int) -> str:
+    name, *cells = table.cells(row)
+    if row["status"] != "ok":
+        return f'<tr class="bad"><th>{escape(name)}</th><td colspan="{columns - 1}">{escape(cells[0])}</td></tr>'
+    ours = " class='ours'" if row["variant"].startswith((OURS, "replace")) else ""
+    values = "".join(f"<td>{escape(cell)}</td>" for cell in cells[:-1])
+    return f"<tr{ours}><th>{escape(name)}</th>{values}<td class='{_verdict(row)}'>{escape(cells[-1])}</td></tr>"
+
+
+def _verdict(row: Row) -> str:
+    ratio = row["speedup"]
+    if not ratio or row["variant"] == ratio["over"]:
+        return "same"
+    return "faster" if ratio["p20"] > 1 else "slower" if ratio["p80"] < 1 else "same"
+
+
+def _comparison(comparison: Comparison) -> str:
+    warnings = _list("notes", (f"Not the same machine or software: {text}" for text in comparison.warnings)) if comparison.warnings else ""
+    moved = [change for change in comparison.changes if change.verdict != compare.SAME]
+    lines = "".join(f'<li class="{change.verdict}">{escape(str(change))}</li>' for change in moved)
+    unmatched = f"{len(comparison.only_new)} measurements are new, {len(comparison.only_old)} are gone."
+    return f'<section id="compare"><h2>Against the older run</h2><p>{escape(comparison.summary())} {unmatched}</p>{warnings}<ul class="changes">{lines}</ul></section>'
+
+
+def _environment(document: dict[str, object]) -> str:
+    shown = {name: document[name] for name in ("environment", "options", "ceilings")}
+    text = escape(json.dumps(shown, indent=2))
+    return (
+        f'<section id="environment"><h2>Where it was measured</h2><p>Schema <code>{SCHEMA}</code>; every number above, '
+        f"with all percentiles, is in <code>results.json</code> beside this file. {EAGER.capitalize()} layers: <code>bench/eager.py</code>.</p>"
+        f"<details><summary>Environment, options and ceilings</summary><pre>{text}</pre></details></section>"
+    )

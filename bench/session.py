@@ -1,0 +1,132 @@
+"""One benchmark run from its options to its report."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from . import ceilings, environment, headlines, plots, report, runner, suites
+from .compare import Comparison, compare
+from .console import Console
+from .options import DTYPES, Options
+from .results import FILE_NAME, Results
+from .runner import Job, NothingMatches
+
+__all__ = ["NothingMatches", "Outcome", "UnwritableFolder", "default_folder", "make_folder", "plan", "run", "write_report"]
+
+UNSTEADY = 0.1  # a relative difference of the two measurements of a ceiling that a reader should know of
+
+
+class UnwritableFolder(ValueError):
+    """The output folder cannot be used; said before anything runs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left: its document and files, and the comparison if one was asked for."""
+
+    document: dict[str, object]
+    results: Path
+    report: Path | None
+    comparison: Comparison | None
+
+    @property
+    def failed(self) -> bool:
+        return any(row["status"] in ("wrong", "failed") for row in self.document["rows"])
+
+
+def default_folder() -> Path:
+    return Path("results") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+
+
+def make_folder(folder: Path) -> Path:
+    """The folder, made if need be and proved writable. Raises UnwritableFolder, also where a run would be overwritten."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UnwritableFolder(f"--out {folder}: cannot be written ({error.strerror or error})") from None
+    if (folder / FILE_NAME).exists():
+        raise UnwritableFolder(f"--out {folder}: already holds a {FILE_NAME}; choose another folder")
+    return folder
+
+
+def plan(names: Sequence[str], options: Options) -> list[Job]:
+    """What a run of the named suites will measure. Raises NothingMatches if the filters leave nothing."""
+    return runner.select(suites.groups(list(names), options), options)
+
+
+def run(
+    names: Sequence[str],
+    jobs: Sequence[Job],
+    options: Options,
+    folder: Path,
+    old: dict[str, object] | None = None,
+    command: str = "",
+) -> Outcome:
+    """Runs the planned jobs into `folder`. KeyboardInterrupt leaves the finished rows in a valid file and goes on up."""
+    torch.manual_seed(options.seed)
+    dtypes = [DTYPES[name] for name in options.dtypes]
+    header = {
+        "command": command,
+        "options": options.as_json() | {"suites": list(names)},
+        "environment": environment.record(options.device),
+        "notes": _notes(options),
+    }
+    results = Results(folder, header)
+    results.write()
+    try:
+        with Console(jobs, options) as console:
+            console.say(f"macaron_ops bench {' '.join(names)} on {header['environment']['device']['name']}, writing to {folder}/")
+            first = results.document["ceilings"] = ceilings.measure_ceilings(options.device, dtypes, options.seed)
+            runner.run(jobs, options, results, console)
+            last = ceilings.measure_ceilings(options.device, dtypes, options.seed)
+        results.document["ceilings"] = ceilings.better(first, last)
+        runner.set_shares(results.rows, results.document["ceilings"])
+        results.document["notes"] += _unsteady(first, last)
+    except BaseException:
+        results.finish("interrupted")
+        raise
+    results.finish("complete")
+    comparison = compare(results.document, old) if old else None
+    written = write_report(results.document, folder, comparison)
+    return Outcome(results.document, results.path, written, comparison)
+
+
+def write_report(document: dict[str, object], folder: Path, comparison: Comparison | None = None) -> Path:
+    """Plots and report.html of a results document."""
+    plots.write_all(document, folder / "plots")
+    path = folder / "report.html"
+    path.write_text(report.render(document, headlines.headlines(document), comparison))
+    return path
+
+
+def _notes(options: Options) -> list[str]:
+    notes = []
+    if options.effort == "quick":
+        compiled = ", ".join(suites.layers.QUICK_COMPILES)
+        notes.append(
+            f"A quick run has the smallest batches, {options.dtypes[0]} alone, half a second for each variant, "
+            f"torch.compile at {compiled} only and no `lean` layers; leave --quick out, or use --full, for the rest."
+        )
+    if not options.compile:
+        notes.append("torch.compile was left out (--no-compile).")
+    if options.filters:
+        notes.append(f"Only measurements that match {', '.join(options.filters)} were taken, and their denominators.")
+    return notes
+
+
+def _unsteady(first: dict[str, object], last: dict[str, object]) -> list[str]:
+    difference = ceilings.disagreement(first, last)
+    if difference < UNSTEADY:
+        return []
+    return [
+        f"The ceilings measured before and after the run differ by {100 * difference:.0f}%: the machine was not steady "
+        "(other programs, or changing clocks). Ratios are taken within rounds and suffer less than times do."
+    ]
