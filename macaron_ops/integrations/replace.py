@@ -1,0 +1,142 @@
+"""``replace_layers`` and ``restore_layers``: a layer becomes a fused one by changing its class.
+
+``layer.__class__ = Fused``, where ``Fused`` is a subclass of the layer's own class with another ``forward``. The
+module object stays, and with it its parameters, their names and their order, hooks, optimisers, checkpoints,
+``isinstance``, ``copy.deepcopy`` and pickling.
+"""
+
+import sys
+from collections.abc import Iterable
+
+from torch import nn
+
+from macaron_ops.ops.checks import choice
+from macaron_ops.ops.run import SAVE
+
+from . import bert, torch_transformer
+from .family import Family, class_name, why_not_weights
+from .report import Left, Replaced, Report
+
+__all__ = ["FAMILIES", "replace_layers", "restore_layers"]
+
+FAMILIES: tuple[Family, ...] = (torch_transformer.FAMILY, bert.FAMILY)
+_FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
+
+# What a replaced layer remembers, in its __dict__.
+_ORIGINAL, _SAVE = "replaced_class", "save"
+
+
+def replace_layers(model: nn.Module, *, save: str = "fast", families: Iterable[str] | str | None = None) -> Report:
+    """Replaces each layer of a known family in ``model`` by one that runs as one fused operator.
+
+    The function that the model computes stays the same, and so do its parameter objects, its ``state_dict`` and its
+    modes. A layer is replaced only when its class is exactly a known one and all that it does is known; every other
+    layer of a known family stays, with the reason in the report. Calling twice is harmless.
+
+    Example::
+
+        model = transformers.AutoModel.from_pretrained(...)
+        print(macaron_ops.replace_layers(model))
+
+    Args:
+        model: changed in place; it may itself be a layer.
+        save: memory policy between forward and backward, as in :func:`macaron_ops.split_layer`.
+        families: names of those to replace (``"torch"``, ``"bert"``); None: all.
+
+    Returns:
+        What was replaced, what was left and why; ``str()`` is a table.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: an unknown ``save`` or family.
+    """
+    _check_module(model)
+    choice("save", save, SAVE)
+    chosen = _choose(families)
+    report = Report("replaced")
+    for name, layer in model.named_modules():
+        found = _find(layer, chosen)
+        if found is None:
+            continue
+        family, original = found
+        cls, reason = type(layer), _why_not(layer, family, original)
+        if reason is not None:
+            _restore(layer)
+            report.left.append(Left(name, cls.__name__, reason))
+        elif _ORIGINAL in layer.__dict__:
+            layer.save = save
+            report.left.append(Left(name, cls.__name__, "replaced already"))
+        else:
+            layer.__class__ = family.fused(cls)
+            layer.__dict__.update({_ORIGINAL: cls, _SAVE: save})
+            report.replaced.append(Replaced(name, cls.__name__, type(layer).__name__))
+    return report
+
+
+def restore_layers(model: nn.Module) -> Report:
+    """Undoes :func:`replace_layers`: each replaced layer gets its own class back.
+
+    Returns:
+        What was restored; a replaced layer whose class was changed once more since is left, with the reason.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_module(model)
+    report = Report("restored")
+    for name, layer in model.named_modules():
+        if _ORIGINAL not in layer.__dict__:
+            continue
+        cls = type(layer)
+        if _restore(layer):
+            report.replaced.append(Replaced(name, cls.__name__, type(layer).__name__))
+        else:
+            report.left.append(Left(name, cls.__name__, "its class was changed since it was replaced"))
+    return report
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
+
+
+def _choose(families: Iterable[str] | str | None) -> dict[str, Family]:
+    """The chosen families by the classes that they replace."""
+    if families is None:
+        return _FAMILY_OF
+    names = {families} if isinstance(families, str) else set(families)
+    known = [family.name for family in FAMILIES]
+    for name in names.difference(known):
+        raise ValueError(f"families: expected names among {', '.join(map(repr, known))}; got {name!r}")
+    return {layer: family for layer, family in _FAMILY_OF.items() if family.name in names}
+
+
+def _find(layer: nn.Module, chosen: dict[str, Family]) -> tuple[Family, type[nn.Module]] | None:
+    """The family of a layer and the class of that family which the layer has or is derived from."""
+    for cls in type(layer).__mro__:
+        family = chosen.get(class_name(cls))
+        if family is not None and getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls:
+            return family, cls
+    return None
+
+
+def _why_not(layer: nn.Module, family: Family, original: type[nn.Module]) -> str | None:
+    cls = type(layer)
+    if cls is family.fused(original):
+        if _ORIGINAL not in layer.__dict__:
+            return "fused already: it was built so"
+    elif cls is not original:
+        return f"a subclass of {original.__name__}, which may do something else"
+    if "forward" in layer.__dict__:
+        return "it has a forward of its own, which a change of class does not reach"
+    return why_not_weights(layer) or family.why_not(layer)
+
+
+def _restore(layer: nn.Module) -> bool:
+    """Whether ``layer`` was a replaced one, and now is not."""
+    original = layer.__dict__.get(_ORIGINAL)
+    if original is None or type(layer) is not _FAMILY_OF[class_name(original)].fused(original):
+        return False
+    layer.__class__ = original
+    del layer.__dict__[_ORIGINAL], layer.__dict__[_SAVE]
+    return True
