@@ -1,19 +1,28 @@
 """Modules: parameters, and one call of an operator."""
 
 from .attend_step import AttendStep
+from .embedding import TokenEmbedding
 from .ffn_step import FFNStep
+from .language_model import MacaronLM
 from .lie_trotter import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from .macaron import MacaronDecoderLayer, MacaronEncoderLayer
 from .norm import SphereNorm
 from .split_layer import SplitLayer
+from .stacks import MacaronDecoder, MacaronEncoder
+from .transformer import MacaronTransformer
 
 __all__ = [
     "AttendStep",
     "FFNStep",
     "LieTrotterDecoderLayer",
     "LieTrotterEncoderLayer",
+    "MacaronDecoder",
     "MacaronDecoderLayer",
+    "MacaronEncoder",
     "MacaronEncoderLayer",
+    "MacaronLM",
+    "MacaronTransformer",
     "SphereNorm",
     "SplitLayer",
+    "TokenEmbedding",
 ]

@@ -29,7 +29,7 @@ def encode(
 ) -> Tensor:
     """An encoder layer whose ``substeps(**arguments of the attention)`` are given."""
     if src.is_nested:
-        _check_nested("src", attention, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
+        _check_nested("src", src, attention, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
         packed, cu_seqlens, repack = pack(src)
         return repack(split_layer(packed, substeps(causal=is_causal, cu_seqlens=cu_seqlens), save=save))
     x = _batch_first("src", src, attention)
@@ -56,13 +56,13 @@ def decode(
     """A decoder layer whose ``substeps(arguments of the self-attention, of the cross-attention)`` are given."""
     repack = None
     if tgt.is_nested:
-        _check_nested("tgt", self_attention, tgt_mask=tgt_mask, tgt_key_padding_mask=tgt_key_padding_mask)
+        _check_nested("tgt", tgt, self_attention, tgt_mask=tgt_mask, tgt_key_padding_mask=tgt_key_padding_mask)
         x, tgt_key_padding_mask, repack = pad(tgt)
     else:
         x = _batch_first("tgt", tgt, self_attention)
     if memory.is_nested:
         _check_nested(
-            "memory", self_attention, memory_mask=memory_mask, memory_key_padding_mask=memory_key_padding_mask
+            "memory", memory, self_attention, memory_mask=memory_mask, memory_key_padding_mask=memory_key_padding_mask
         )
         context, memory_key_padding_mask, _ = pad(memory)
     else:
@@ -116,7 +116,9 @@ def _check_mask(name: str, mask: object, *shapes: tuple[int, ...]) -> None:
         raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}; got {tuple(mask.shape)}")
 
 
-def _check_nested(name: str, attention: nn.MultiheadAttention, **masks: Tensor | None) -> None:
+def _check_nested(name: str, x: Tensor, attention: nn.MultiheadAttention, **masks: Tensor | None) -> None:
+    if x.dim() != 3 or x.size(-1) != attention.embed_dim:
+        raise ValueError(f"{name}: expected a nested tensor (B, *, {attention.embed_dim}); got {x.dim()} dimensions")
     if not attention.batch_first:
         raise ValueError(f"{name}: expected a dense tensor where batch_first is False; got a nested one")
     for mask_name, mask in masks.items():

@@ -1,0 +1,27 @@
+"""Where a token stands: sinusoidal and learned embeddings that are added, rotary angles for queries and keys."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["POSITIONS", "rotary_angles", "sinusoidal"]
+
+POSITIONS = ("sinusoidal", "learned", "rotary")
+_BASE = 10000.0  # Vaswani et al. 2017, section 3.5; kept by Su et al. 2021
+
+
+def sinusoidal(length: int, d_model: int, *, device=None, dtype=None) -> Tensor:
+    """``(T, D)``: channel 2i is ``sin(t w_i)``, channel 2i + 1 is ``cos(t w_i)`` (Vaswani et al. 2017, section 3.5)."""
+    angles = _angles(length, d_model, device)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)[:, :d_model].to(dtype)
+
+
+def rotary_angles(length: int, head_dim: int, *, device=None, dtype=None) -> tuple[Tensor, Tensor]:
+    """``(cos, sin)``, each ``(T, head_dim // 2)``, as ``attend_step`` takes them (Su et al. 2021, arXiv 2104.09864)."""
+    angles = _angles(length, head_dim // 2 * 2, device)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _angles(length: int, channels: int, device) -> Tensor:
+    """``t w_i`` with ``w_i = 10000^(-2i / channels)``, ``(T, ceil(channels / 2))`` in float32."""
+    frequency = _BASE ** (-torch.arange(0, channels, 2, device=device, dtype=torch.float32) / max(channels, 1))
+    return torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency
