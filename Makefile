@@ -23,7 +23,7 @@ bench: $(READY)
 	@$(OFFLINE) $(VENV)/bin/macaron-ops bench main $(ARGS)
 
 test: $(READY)
-	@$(OFFLINE) $(VENV)/bin/python -m pytest -n 2 --durations=5 $(ARGS)
+	@$(OFFLINE) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --durations=5 $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff format --check .
