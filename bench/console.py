@@ -1,4 +1,7 @@
-"""What a run shows in the terminal: a bar with the remaining time, a table as each group ends. Plain lines without a TTY."""
+"""What a run shows in the terminal: a bar with the remaining time, a table as each group ends.
+
+Without a TTY there is no bar: a line as each group ends.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _PLAIN_WIDTH = 150
 
 
 class Console:
-    """The runner's Progress. The remaining time is the jobs' estimated seconds, scaled by how the estimates did so far."""
+    """The runner's Progress. The remaining time is the jobs' estimate, scaled by how the estimates did so far."""
 
     def __init__(self, jobs: Sequence[Job], options: Options) -> None:
         plain = RichConsole()
@@ -81,7 +84,10 @@ class Console:
 def rich_table(rows: Sequence[Row]) -> Table:
     """One group's rows; the denominator's row is dim, ours are bold, a row without a time is red."""
     view = Table(
-        title=f"{table.title(rows[0])}  ({numbers.shape(rows[0])})", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold"
+        title=f"{table.title(rows[0])}  ({numbers.shape(rows[0])})",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
     )
     for index, name in enumerate((*table.COLUMNS, table.speedup_column(rows))):
         view.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)

@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"[\"*`_=>|{}]|\.\.\.|::")
 
 @cache
 def sentences() -> tuple[str, ...]:
-    """Every prose sentence of 5 to 60 words, each once, in the order of the text: code, grammar and headings left out."""
+    """Every prose sentence of 5 to 60 words, each once, in the order of the text: no code, grammar, headings."""
     from pydoc_data.topics import topics
 
     found: dict[str, None] = {}

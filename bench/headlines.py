@@ -55,7 +55,10 @@ def _model(rows: list[Row]) -> Iterable[str]:
         if row["dtype"] == after[0]["dtype"] and (row["subject"], row["dtype"]) in before
     )
     worst = max(row["check"]["to_original"] for row in after if row["dtype"] == after[0]["dtype"])
-    yield f"MiniLM-L6 on real sentences with replace_layers, {after[0]['dtype']}, {speeds}; embeddings agree to 1 - cosine <= {worst:.0e}."
+    yield (
+        f"MiniLM-L6 on real sentences with replace_layers, {after[0]['dtype']}, {speeds}; "
+        f"embeddings agree to 1 - cosine <= {worst:.0e}."
+    )
 
 
 def _layers(rows: list[Row]) -> Iterable[str]:
@@ -68,7 +71,8 @@ def _layers(rows: list[Row]) -> Iterable[str]:
     if by_backend:
         variant, [(mean, spread)] = max(by_backend.items(), key=lambda item: item[1][0][0])
         dtype, direction = _main_setting(ratios)
-        yield f"Best macaron_ops layer, {direction} in {dtype}: {variant} is {compared(mean)} eager Lie-Trotter ({spread})."
+        what = f"{variant} is {compared(mean)} eager Lie-Trotter ({spread})"
+        yield f"Best macaron_ops layer, {direction} in {dtype}: {what}."
 
 
 def _strang(rows: list[Row]) -> Iterable[str]:
@@ -77,7 +81,8 @@ def _strang(rows: list[Row]) -> Iterable[str]:
     if ratios:
         dtype, direction = _main_setting(ratios)
         found = ratios["eager Strang", dtype, direction]
-        yield f"Strang at equal parameters, {direction} in {dtype}: eager Strang is {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})."
+        what = f"eager Strang is {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})"
+        yield f"Strang at equal parameters, {direction} in {dtype}: {what}."
 
 
 def _operators(rows: list[Row]) -> Iterable[str]:
@@ -94,7 +99,8 @@ def _room(rows: list[Row]) -> Iterable[str]:
     if ratios:
         dtype, direction = _main_setting(ratios)
         found = ratios[PRODUCTS, dtype, direction]
-        yield f"Room for fusion, {direction} in {dtype}: the bare matrix products are {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})."
+        what = f"the bare matrix products are {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})"
+        yield f"Room for fusion, {direction} in {dtype}: {what}."
 
 
 Ratios = dict[tuple[str, str, str], dict[str, float]]

@@ -69,11 +69,9 @@ def plots(document: dict[str, object]) -> list[Plot]:
         if layers:
             found += _layer_plots(layers, dtype)
         if ops:
-            caption = f"Each operator's speed over its eager form, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio."
-            found.append(Plot(f"ops-speed-{dtype}", caption, lambda theme, rows=ops: _by_pass(rows, theme, _speed, _OPS_AXIS, 1.0)))
+            found.append(_ops_plot(ops, dtype))
         if model:
-            caption = f"MiniLM-L6 on real sentences, {dtype}: real tokens per second before and after replace_layers. Whiskers: p20 to p80."
-            found.append(Plot(f"model-tokens-{dtype}", caption, lambda theme, rows=model: _model(rows, theme)))
+            found.append(_model_plot(model, dtype))
     return found
 
 
@@ -96,20 +94,45 @@ def write_all(document: dict[str, object], folder: Path) -> list[Path]:
     return paths
 
 
-_SPEED_AXIS = "speed over eager Lie-Trotter (its time / this time)"
-_OPS_AXIS = "speed over the eager form (its time / this time)"
-
-
 def _layer_plots(rows: Sequence[Row], dtype: str) -> list[Plot]:
-    speed = f"Speed of each layer over the eager Lie-Trotter layer of the same preset, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio."
-    share = f"Useful FLOP/s of each layer as a share of the GEMM rate measured in the same run, {dtype}."
-    memory = f"Peak memory of one call above its inputs and parameters, {dtype}, relative to eager Lie-Trotter: below 1 is less."
     weighed = [row for row in rows if row["memory"]]
+    memory = _memory(weighed)
     return [
-        Plot(f"layers-speed-{dtype}", speed, lambda theme: _by_pass(rows, theme, _speed, _SPEED_AXIS, 1.0)),
-        Plot(f"layers-share-{dtype}", share, lambda theme: _by_pass(rows, theme, _share, "share of the measured GEMM rate", None)),
-        Plot(f"layers-memory-{dtype}", memory, lambda theme: _by_pass(weighed, theme, _memory(weighed), "peak memory / eager Lie-Trotter's", 1.0)),
+        Plot(
+            f"layers-speed-{dtype}",
+            f"Speed of each layer over the eager Lie-Trotter layer of the same preset, {dtype}: above 1 is faster. "
+            "Whiskers: p20 to p80 of the ratio.",
+            lambda theme: _by_pass(rows, theme, _speed, "speed over eager Lie-Trotter (its time / this time)", 1.0),
+        ),
+        Plot(
+            f"layers-share-{dtype}",
+            f"Useful FLOP/s of each layer as a share of the GEMM rate measured in the same run, {dtype}.",
+            lambda theme: _by_pass(rows, theme, _share, "share of the measured GEMM rate", None),
+        ),
+        Plot(
+            f"layers-memory-{dtype}",
+            f"Peak memory of one call above its inputs and parameters, {dtype}, relative to eager Lie-Trotter: "
+            "below 1 is less.",
+            lambda theme: _by_pass(weighed, theme, memory, "peak memory / eager Lie-Trotter's", 1.0),
+        ),
     ]
+
+
+def _ops_plot(rows: Sequence[Row], dtype: str) -> Plot:
+    return Plot(
+        f"ops-speed-{dtype}",
+        f"Each operator's speed over its eager form, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio.",
+        lambda theme: _by_pass(rows, theme, _speed, "speed over the eager form (its time / this time)", 1.0),
+    )
+
+
+def _model_plot(rows: Sequence[Row], dtype: str) -> Plot:
+    return Plot(
+        f"model-tokens-{dtype}",
+        f"MiniLM-L6 on real sentences, {dtype}: real tokens per second before and after replace_layers. "
+        "Whiskers: p20 to p80.",
+        lambda theme: _model(rows, theme),
+    )
 
 
 Value = tuple[float, float, float]  # middle, low, high
@@ -148,7 +171,9 @@ def _by_pass(
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     height = 1.5 + len(subjects) * (0.22 + 0.125 * len(variants))
-    figure, panels = plt.subplots(1, len(passes), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(passes), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained"
+    )
     handles = {}
     for axes, direction in zip(panels[0], passes, strict=True):
         _style(axes, theme)
@@ -160,7 +185,9 @@ def _by_pass(
             found = value(row)
             if row["pass"] == direction and found:
                 offset = (variants.index(row["variant"]) + 0.5) / len(variants) - 0.5
-                handles[row["variant"]] = _mark(axes, found, subjects.index(row["subject"]) + 0.84 * offset, row["variant"], theme)
+                handles[row["variant"]] = _mark(
+                    axes, found, subjects.index(row["subject"]) + 0.84 * offset, row["variant"], theme
+                )
         axes.set_yticks(range(len(subjects)), subjects, color=theme.ink)
         axes.set_ylim(len(subjects) - 0.5, -0.5)
         axes.set_xlabel(label, color=theme.muted, fontsize=8.5)
@@ -177,7 +204,14 @@ def _mark(axes: Axes, value: Value, y: float, variant: str, theme: Theme):
     axes.plot([low, high], [y, y], color=colour, linewidth=1.6, alpha=0.65, solid_capstyle="round", zorder=2)
     shape = "D" if variant == PRODUCTS else "s" if "lean" in variant else "o"
     return axes.plot(
-        [middle], [y], shape, color=colour, markersize=5.4 if shape == "o" else 4.8, markerfacecolor=theme.page if hollow else colour, markeredgewidth=1.5, zorder=3
+        [middle],
+        [y],
+        shape,
+        color=colour,
+        markersize=5.4 if shape == "o" else 4.8,
+        markerfacecolor=theme.page if hollow else colour,
+        markeredgewidth=1.5,
+        zorder=3,
     )[0]
 
 
@@ -193,7 +227,15 @@ def _model(rows: Sequence[Row], theme: Theme) -> Figure:
             ends = (row["tokens"] / time["p80"], row["tokens"] / time["p20"])
             axes.barh(y, speed, height=0.62, color=_colour(row["variant"]), zorder=2)
             axes.plot(ends, [y, y], color=theme.ink, linewidth=1.4, zorder=3)
-            axes.annotate(f"{speed:,.0f}", (max(ends), y), xytext=(5, 0), textcoords="offset points", va="center", color=theme.ink, fontsize=9)
+            axes.annotate(
+                f"{speed:,.0f}",
+                (max(ends), y),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                color=theme.ink,
+                fontsize=9,
+            )
         axes.set_yticks(range(len(mine)), [row["variant"] for row in mine], color=theme.ink)
         axes.set_ylim(len(mine) - 0.4, -0.6)
         axes.set_xlim(0, 1.22 * max(row["tokens"] / row["time"]["p20"] for row in mine))
@@ -219,7 +261,14 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 def _legend(figure: Figure, handles: dict[str, object], theme: Theme) -> None:
     legend = figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles)), frameon=False, fontsize=8.5, handletextpad=0.3, columnspacing=1.4
+        handles.values(),
+        handles.keys(),
+        loc="outside upper left",
+        ncols=min(4, len(handles)),
+        frameon=False,
+        fontsize=8.5,
+        handletextpad=0.3,
+        columnspacing=1.4,
     )
     for text in legend.get_texts():
         text.set_color(theme.ink)

@@ -45,7 +45,9 @@ def variant(shapes: Sequence[Shape], direction: str, dtype: torch.dtype, device:
     return Variant(PRODUCTS, prepare, measures_memory=False)
 
 
-def _operands(shape: Shape, direction: str, dtype: torch.dtype, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _operands(
+    shape: Shape, direction: str, dtype: torch.dtype, device: torch.device
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     count, m, k, n = shape
     x, w, y = (torch.randn(count, *size, device=device).to(dtype) for size in ((m, k), (n, k), (m, n)))
     pairs = [(x, w.mT)]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from . import ceilings, flops, numbers, suites
+from . import ceilings, numbers, suites
 from .group import PRODUCTS, Ready
 from .options import DTYPES, Options
 from .presets import Preset
@@ -63,19 +63,27 @@ def run(preset: Preset, implementation: str, direction: str, options: Options, f
     trace = folder / "trace.json"
     seconds = record(ready, options.device, trace)
     kernels = read(trace, DTYPES[dtype], options.device)
-    text = render(kernels, measured, dtype, seconds, f"{preset.name}, {implementation}, {direction}, {dtype}", group.shape)
-    text += f"\n\nwhole layer: {numbers.rate(group.flops / seconds)} TFLOP/s useful, {numbers.share(group.flops / seconds / _gemm(measured, dtype))} of the GEMM rate"
+    text = render(
+        kernels, measured, dtype, seconds, f"{preset.name}, {implementation}, {direction}, {dtype}", group.shape
+    )
+    rate = group.flops / seconds
+    share = numbers.share(rate / _gemm(measured, dtype))
+    text += f"\n\nwhole layer: {numbers.rate(rate)} TFLOP/s useful, {share} of the GEMM rate"
     text += f"\ntrace: {trace}"
     (folder / "kernels.txt").write_text(text + "\n")
-    (folder / "kernels.json").write_text(json.dumps([vars(kernel) | {"launched": sorted(kernel.launched)} for kernel in kernels], indent=1))
+    (folder / "kernels.json").write_text(
+        json.dumps([vars(kernel) | {"launched": sorted(kernel.launched)} for kernel in kernels], indent=1)
+    )
     return text
 
 
 def record(ready: Ready, device: torch.device, trace: Path) -> float:
-    """Writes the trace of some calls; returns the seconds of one call outside the profiler, which slows what it sees."""
+    """Writes the trace of some calls; returns the seconds of one call without the profiler, which slows calls."""
     from .timing import Budget, clock_for, measure
 
-    seconds = measure({"layer": ready.call}, clock_for(device), Budget(seconds=1.0, warmup_calls=_WARMUP_CALLS))["layer"].median
+    seconds = measure({"layer": ready.call}, clock_for(device), Budget(seconds=1.0, warmup_calls=_WARMUP_CALLS))[
+        "layer"
+    ].median
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -108,20 +116,39 @@ def read(trace: Path, dtype: torch.dtype, device: torch.device) -> list[Kernel]:
 
 def cost(name: str, arguments: dict[str, object], dtype: torch.dtype) -> tuple[float, float]:
     """(operations, bytes) of one call of an operator, from the shapes and types that the profiler recorded."""
-    recorded = zip(arguments.get("Input Dims", []), arguments.get("Input type", []), strict=False)
-    tensors = [(tuple(shape), _ITEM_BYTES.get(kind)) for shape, kind in recorded if _ITEM_BYTES.get(kind)]
+    tensors = []
+    for shape, kind in zip(arguments.get("Input Dims", []), arguments.get("Input type", []), strict=False):
+        if kind == "TensorList":  # its tensors' types are not recorded
+            tensors += [(tuple(part), dtype.itemsize) for part in shape]
+        elif kind in _ITEM_BYTES:
+            tensors.append((tuple(shape), _ITEM_BYTES[kind]))
     if not tensors:
         return 0.0, 0.0
     inputs = sum(math.prod(shape) * size for shape, size in tensors)
     formula = _FORMULAS.get(name.removeprefix("aten::"))
     shapes = [shape for shape, _ in tensors]
+    if name == "aten::cat":
+        return 0.0, 2 * inputs
+    if name in _ONLY_WRITE:
+        return 0.0, inputs
     if formula is None:
         return 0.0, inputs + max(math.prod(shape) * size for shape, size in tensors)
     work, output = formula(shapes)
     return float(work), inputs + output * dtype.itemsize
 
 
-_ITEM_BYTES = {"float": 4, "double": 8, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "int": 4, "bool": 1, "unsigned char": 1}
+# In place and without reading what they overwrite: their arguments already are all that moves.
+_ONLY_WRITE = ("aten::copy_", "aten::fill_", "aten::zero_")
+_ITEM_BYTES = {
+    "float": 4,
+    "double": 8,
+    "c10::BFloat16": 2,
+    "c10::Half": 2,
+    "long int": 8,
+    "int": 4,
+    "bool": 1,
+    "unsigned char": 1,
+}
 
 
 def _mm(shapes: list[Shape]) -> tuple[int, int]:
@@ -209,7 +236,9 @@ def _end(event: dict) -> float:
     return event["ts"] + event["dur"]
 
 
-def render(kernels: list[Kernel], measured: dict[str, object], dtype: str, seconds: float, title: str, shape: dict[str, object]) -> str:
+def render(
+    kernels: list[Kernel], measured: dict[str, object], dtype: str, seconds: float, title: str, shape: dict[str, object]
+) -> str:
     """The per-kernel table as text."""
     total = sum(kernel.seconds for kernel in kernels)
     shown = [kernel for kernel in kernels if kernel.seconds >= _LEAST_SHARE * total]
@@ -219,14 +248,29 @@ def render(kernels: list[Kernel], measured: dict[str, object], dtype: str, secon
     rows = [_row(kernel, total, _gemm(measured, dtype), bandwidth) for kernel in shown]
     if rest:
         spent = sum(kernel.seconds for kernel in rest)
-        rows.append((f"{len(rest)} others", "", numbers.seconds(spent) if spent else "0", numbers.share(spent / total), "", "", ""))
+        rows.append(
+            (
+                f"{len(rest)} others",
+                "",
+                numbers.seconds(spent) if spent else "0",
+                numbers.share(spent / total),
+                "",
+                "",
+                "",
+            )
+        )
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     lines = [_line(row, widths) for row in (heads, *rows)]
     sizes = ", ".join(f"{name} {value}" for name, value in shape.items())
-    return (
-        f"{title}\n{sizes}\none call: {numbers.seconds(seconds)}; the kernels below, under the profiler: {numbers.seconds(total)}\n"
-        f"ceilings: GEMM {numbers.rate(_gemm(measured, dtype))} TFLOP/s, copy {numbers.digits(bandwidth / 1e9)} GB/s\n\n" + "\n".join(lines)
+    gemm, copy = numbers.rate(_gemm(measured, dtype)), numbers.digits(bandwidth / 1e9)
+    head = (
+        title,
+        sizes,
+        f"one call: {numbers.seconds(seconds)}; the kernels below, under the profiler: {numbers.seconds(total)}",
+        f"ceilings: GEMM {gemm} TFLOP/s, copy {copy} GB/s",
+        "",
     )
+    return "\n".join((*head, *lines))
 
 
 def _row(kernel: Kernel, total: float, gemm: float, bandwidth: float) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""report.html: one file that holds everything a reader needs, opens without a network, and is light or dark as the reader is."""
+"""report.html: one file with everything a reader needs. It loads nothing, and is light or dark as the reader is."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from html import escape
 
 from . import compare, numbers, plots, table
 from .compare import Comparison
-from .group import EAGER, OURS
+from .group import OURS
 from .results import SCHEMA, Row
 from .style import CSS
 
-
-
 _SUITES = {
-    "model": ("A real model", "The trained MiniLM-L6 before and after <code>macaron_ops.replace_layers</code>, on real English sentences."),
+    "model": (
+        "A real model",
+        "The trained MiniLM-L6 before and after <code>macaron_ops.replace_layers</code>, on real English sentences.",
+    ),
     "layers": (
         "Layers: Lie-Trotter against Strang",
         "One pre-norm encoder layer at equal parameters. Lie-Trotter: attention, then one FFN of width F. "
@@ -26,15 +27,16 @@ _SUITES = {
 }
 
 _METHOD = """
-<p>Every variant is checked before it is timed: the output and every gradient against float64, with no more than twice the
-error of eager PyTorch in the same dtype plus one unit in the last place. A variant that fails has no time.</p>
-<p>Variants of a table run interleaved, one sample of each in a round, each round starting with another variant. Times are
-medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's time divided by
-this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green or red when the 20th to
-80th percentiles lie on one side of 1, grey when they do not.</p>
+<p>Every variant is checked before it is timed: the output and every gradient against float64, with no more than
+twice the error of eager PyTorch in the same dtype plus one unit in the last place. A variant that fails has no
+time.</p>
+<p>Variants of a table run interleaved, one sample of each in a round, each round starting with another variant.
+Times are medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's
+time divided by this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green
+or red when the 20th to 80th percentiles lie on one side of 1, grey when they do not.</p>
 <p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
-recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in this
-run. <em>bare products</em> are the layer's own matrix products with nothing between them.</p>
+recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in
+this run. <em>bare products</em> are the layer's own matrix products with nothing between them.</p>
 <p><em>peak MiB</em> is the high-water mark of torch's allocator during one call above its inputs and parameters;
 <em>kept MiB</em> is what the forward leaves behind for the backward, its output included.</p>
 """
@@ -56,25 +58,35 @@ def render(document: dict[str, object], headlines: Sequence[str], comparison: Co
     title = f"macaron_ops bench: {escape(device)}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
         f"<style>{CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
 
 
 def _header(document: dict[str, object], device: str) -> str:
     environment, gemm = document["environment"], document["ceilings"].get("gemm", {})
-    facts = {"Device": device, "Threads": environment.get("threads"), "torch": environment.get("versions", {}).get("torch")}
+    facts = {
+        "Device": device,
+        "Threads": environment.get("threads"),
+        "torch": environment.get("versions", {}).get("torch"),
+    }
     facts |= {f"GEMM {dtype}": f"{numbers.rate(rate['flops_per_s'])} TFLOP/s" for dtype, rate in gemm.items()}
     if "copy" in document["ceilings"]:
         facts["Copy"] = f"{numbers.digits(document['ceilings']['copy']['bytes_per_s'] / 1e9)} GB/s"
     facts |= {"Commit": environment.get("commit"), "Wall time": f"{numbers.clock_time(document['seconds'])} min"}
     cards = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items() if value is not None
+        f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in facts.items()
+        if value is not None
     )
-    state = "" if document["status"] == "complete" else f'<p class="warning">This run is {escape(document["status"])}: the rows below are those that were finished.</p>'
+    state = ""
+    if document["status"] != "complete":
+        state = f'<p class="warning">This run is {escape(document["status"])}: below is what it finished.</p>'
+    when, command = escape(document["started"]), escape(document["command"])
     return (
-        f"<header><p class='kicker'>macaron_ops bench</p><h1>Transformer layers as splittings, measured</h1>"
-        f"<p class='muted'>{escape(document['started'])} &middot; <code>{escape(document['command'])}</code></p>{state}<dl class='facts'>{cards}</dl></header>"
+        '<header><p class="kicker">macaron_ops bench</p><h1>Transformer layers as splittings, measured</h1>'
+        f'<p class="muted">{when} &middot; <code>{command}</code></p>{state}<dl class="facts">{cards}</dl></header>'
     )
 
 
@@ -138,18 +150,25 @@ def _verdict(row: Row) -> str:
 
 
 def _comparison(comparison: Comparison) -> str:
-    warnings = _list("notes", (f"Not the same machine or software: {text}" for text in comparison.warnings)) if comparison.warnings else ""
+    warnings = (
+        _list("notes", (f"Not the same machine or software: {text}" for text in comparison.warnings))
+        if comparison.warnings
+        else ""
+    )
     moved = [change for change in comparison.changes if change.verdict != compare.SAME]
     lines = "".join(f'<li class="{change.verdict}">{escape(str(change))}</li>' for change in moved)
     unmatched = f"{len(comparison.only_new)} measurements are new, {len(comparison.only_old)} are gone."
-    return f'<section id="compare"><h2>Against the older run</h2><p>{escape(comparison.summary())} {unmatched}</p>{warnings}<ul class="changes">{lines}</ul></section>'
+    return (
+        f'<section id="compare"><h2>Against the older run</h2><p>{escape(comparison.summary())} {unmatched}</p>'
+        f'{warnings}<ul class="changes">{lines}</ul></section>'
+    )
 
 
 def _environment(document: dict[str, object]) -> str:
     shown = {name: document[name] for name in ("environment", "options", "ceilings")}
     text = escape(json.dumps(shown, indent=2))
     return (
-        f'<section id="environment"><h2>Where it was measured</h2><p>Schema <code>{SCHEMA}</code>; every number above, '
-        f"with all percentiles, is in <code>results.json</code> beside this file. {EAGER.capitalize()} layers: <code>bench/eager.py</code>.</p>"
+        '<section id="environment"><h2>Where it was measured</h2>'
+        f"<p>Every number above, with all percentiles, is in <code>results.json</code> ({SCHEMA}) beside this file.</p>"
         f"<details><summary>Environment, options and ceilings</summary><pre>{text}</pre></details></section>"
     )

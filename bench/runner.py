@@ -201,5 +201,3 @@ def _choices(groups: Sequence[Group]) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0][:300]
-
-

@@ -17,7 +17,16 @@ from .options import DTYPES, Options
 from .results import FILE_NAME, Results
 from .runner import Job, NothingMatches
 
-__all__ = ["NothingMatches", "Outcome", "UnwritableFolder", "default_folder", "make_folder", "plan", "run", "write_report"]
+__all__ = [
+    "NothingMatches",
+    "Outcome",
+    "UnwritableFolder",
+    "default_folder",
+    "make_folder",
+    "plan",
+    "run",
+    "write_report",
+]
 
 UNSTEADY = 0.1  # a relative difference of the two measurements of a ceiling that a reader should know of
 
@@ -45,7 +54,7 @@ def default_folder() -> Path:
 
 
 def make_folder(folder: Path) -> Path:
-    """The folder, made if need be and proved writable. Raises UnwritableFolder, also where a run would be overwritten."""
+    """The folder, made and proved writable. Raises UnwritableFolder, also where it holds another run's results."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -70,7 +79,7 @@ def run(
     old: dict[str, object] | None = None,
     command: str = "",
 ) -> Outcome:
-    """Runs the planned jobs into `folder`. KeyboardInterrupt leaves the finished rows in a valid file and goes on up."""
+    """Runs the planned jobs into `folder`. KeyboardInterrupt passes through; the finished rows are in the file."""
     torch.manual_seed(options.seed)
     dtypes = [DTYPES[name] for name in options.dtypes]
     header = {
@@ -83,7 +92,8 @@ def run(
     results.write()
     try:
         with Console(jobs, options) as console:
-            console.say(f"macaron_ops bench {' '.join(names)} on {header['environment']['device']['name']}, writing to {folder}/")
+            device = header["environment"]["device"]["name"]
+            console.say(f"macaron_ops bench {' '.join(names)} on {device}, writing to {folder}/")
             first = results.document["ceilings"] = ceilings.measure_ceilings(options.device, dtypes, options.seed)
             runner.run(jobs, options, results, console)
             last = ceilings.measure_ceilings(options.device, dtypes, options.seed)
@@ -113,7 +123,7 @@ def _notes(options: Options) -> list[str]:
         compiled = ", ".join(suites.layers.QUICK_COMPILES)
         notes.append(
             f"A quick run has the smallest batches, {options.dtypes[0]} alone, half a second for each variant, "
-            f"torch.compile at {compiled} only and no `lean` layers; leave --quick out, or use --full, for the rest."
+            f"torch.compile at {compiled} only and no lean layers; leave --quick out, or use --full, for the rest."
         )
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")

@@ -90,33 +90,52 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     bench = commands.add_parser(
         "bench", help="measure layers, operators, a real model", description=_bench.__doc__, epilog=_BENCH_EXAMPLES
     )
-    suites = bench.add_subparsers(title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,main,report}")
+    suites = bench.add_subparsers(
+        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,main,report}"
+    )
     for name, about in _SUITES.items():
-        suite = suites.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", epilog=_BENCH_EXAMPLES)
-        effort = suite.add_mutually_exclusive_group()
+        suite = suites.add_parser(
+            name, help=about, description=about[0].upper() + about[1:] + ".", epilog=_BENCH_EXAMPLES
+        )
         if name != "main":
-            effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help="smallest sizes, one dtype, little compiling")
-            effort.add_argument("--full", dest="effort", action="store_const", const="full", help="largest sizes, every dtype, longest look")
+            _add_effort(suite)
         _add_device(suite)
-        suite.add_argument("--dtype", action="append", default=[], help="float32, bfloat16, float16 or float64; may be given again")
-        suite.add_argument("--filter", action="append", default=[], metavar="TEXT", help="only what matches; may be given again")
+        suite.add_argument(
+            "--dtype", action="append", default=[], help="float32, bfloat16, float16 or float64; may be given again"
+        )
+        suite.add_argument(
+            "--filter", action="append", default=[], metavar="TEXT", help="only what matches; may be given again"
+        )
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
         suite.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
         suite.set_defaults(run=_bench, effort="quick" if name == "main" else "normal")
-    report = suites.add_parser("report", help="draw plots and report.html of a results.json again", description=_report.__doc__)
+    report = suites.add_parser(
+        "report", help="draw plots and report.html of a results.json again", description=_report.__doc__
+    )
     report.add_argument("results", type=Path, help="results.json or its folder")
     report.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
     report.set_defaults(run=_report)
+
+
+def _add_effort(suite: argparse.ArgumentParser) -> None:
+    effort = suite.add_mutually_exclusive_group()
+    quick, full = "smallest sizes, one dtype, little compiling", "largest sizes, every dtype, longest look"
+    effort.add_argument("--quick", dest="effort", action="store_const", const="quick", help=quick)
+    effort.add_argument("--full", dest="effort", action="store_const", const="full", help=full)
 
 
 def _add_profile(commands: argparse._SubParsersAction) -> None:
     profile = commands.add_parser(
         "profile", help="trace one layer, kernel by kernel", description=_profile.__doc__, epilog=_PROFILE_EXAMPLES
     )
-    profile.add_argument("--preset", default="wmt-base", help="iwslt, wmt-base, wmt-big, bert-base, conformer-s, -m or -l")
+    profile.add_argument(
+        "--preset", default="wmt-base", help="iwslt, wmt-base, wmt-big, bert-base, conformer-s, -m or -l"
+    )
     profile.add_argument("--impl", default="eager Lie-Trotter", help="a variant's name, as `bench layers` prints it")
-    profile.add_argument("--pass", dest="direction", default="forward+backward", choices=("forward", "forward+backward"))
+    profile.add_argument(
+        "--pass", dest="direction", default="forward+backward", choices=("forward", "forward+backward")
+    )
     profile.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or float64")
     profile.add_argument("--out", type=Path, metavar="DIR", help="where the trace goes (default: results/<time>)")
     _add_device(profile)

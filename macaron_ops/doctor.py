@@ -1,4 +1,4 @@
-"""`macaron-ops doctor`: what is installed, built and usable here, and why not where it is not. Plain text; needs no extra."""
+"""`macaron-ops doctor`: what is installed, built and usable here, and why not. Plain text; needs no extra."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ _OLDEST_TORCH = (2, 11)
 def report() -> str:
     """Everything, in sections."""
     sections = {
-        "macaron_ops": [("version", __version__), ("backend asked for", os.environ.get("MACARON_OPS_BACKEND") or "none: the best usable")],
+        "macaron_ops": [
+            ("version", __version__),
+            ("backend asked for", os.environ.get("MACARON_OPS_BACKEND") or "none: the best usable"),
+        ],
         "Python": _python(),
         "Devices": _devices(),
         "Compilers": [(name, _compiler(name)) for name in _COMPILERS],
@@ -49,7 +52,9 @@ def _python() -> list[tuple[str, str]]:
     found += [(name, _version(name) or f"not installed{why}") for name, why in _LIBRARIES.items()]
     release = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if release < _OLDEST_TORCH:
-        found.append(("torch is too old", f"{torch.__version__}; macaron_ops needs {'.'.join(map(str, _OLDEST_TORCH))}"))
+        found.append(
+            ("torch is too old", f"{torch.__version__}; macaron_ops needs {'.'.join(map(str, _OLDEST_TORCH))}")
+        )
     return found
 
 

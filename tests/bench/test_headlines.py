@@ -1,0 +1,47 @@
+"""Headlines are computed, name their denominator, and say slower when it is slower."""
+
+from macaron_ops.bench.headlines import compared, headlines
+
+
+def test_slower_is_called_slower():
+    assert compared(0.8) == "slower: 0.80x the speed of"
+    assert compared(1.25) == "1.25x the speed of"
+    assert compared(1.001) == "as fast as"
+
+
+def test_ratios_are_geometric_means_with_their_range(make_document, make_row):
+    rows = [make_row("eager Strang", 2.0, 0, subject="iwslt"), make_row("eager Strang", 0.5, 0, subject="wmt-big")]
+    (line,) = headlines(make_document(*rows))
+    assert (
+        "eager Strang is as fast as eager Lie-Trotter (geometric mean of 2 presets: 0.50x iwslt to 2.00x wmt-big)"
+        in line
+    )
+
+
+def test_the_best_backend_is_told_and_training_goes_first(make_document, make_row):
+    both = {"pass": "forward+backward"}
+    rows = [
+        make_row("macaron_ops reference Strang", 1.0, 0, **both),
+        make_row("macaron_ops native Strang", 0.5, 0, **both),
+        make_row("macaron_ops native Strang", 0.1, 0),
+    ]
+    (line,) = headlines(make_document(*rows))
+    assert "forward+backward in float32: macaron_ops native Strang is 2.00x the speed of" in line
+
+
+def test_a_wrong_result_is_the_first_line(make_document, make_row):
+    rows = [make_row("eager Strang", 1.0), make_row("macaron_ops native Strang", status="wrong", reason="off")]
+    first, *_ = headlines(make_document(*rows))
+    assert first.startswith("1 of 2 measurements gave a wrong result or failed")
+
+
+def test_the_model_line_tells_speed_tokens_and_agreement(make_document, make_row):
+    model = {"suite": "model", "subject": "MiniLM-L6 batch 1", "shape": {"batch": 1}, "check": {"to_original": 3e-8}}
+    rows = [make_row("transformers", 1.0, 0, **model), make_row("replace_layers", 2.0, 0, **model)]
+    (line,) = headlines(make_document(*rows))
+    assert "batch 1: slower: 0.50x the speed of transformers' own layers (3.00 tokens/s)" in line
+    assert "1 - cosine <= 3e-08" in line
+
+
+def test_no_rows_no_lines(make_document):
+    assert headlines(make_document()) == []

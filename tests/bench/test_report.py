@@ -1,0 +1,79 @@
+"""The report holds everything in one file, loads nothing, and shows what failed."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from macaron_ops.bench import compare, plots, report
+
+
+class Loads(HTMLParser):
+    """Every address that a browser would load by itself, and every tag left open."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "srcset", "href", "data", "poster")]
+        if tag not in ("meta", "img", "source", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def document(make_document, make_row):
+    return make_document(
+        make_row(),
+        make_row("eager Strang", 1.3),
+        make_row("macaron_ops reference Strang", status="wrong", reason="output is off by <1>"),
+        make_row("eager", suite="ops", subject="ffn_step wmt-base"),
+        make_row("transformers", suite="model", subject="MiniLM-L6 batch 1"),
+        make_row("replace_layers", suite="model", subject="MiniLM-L6 batch 1"),
+    )
+
+
+def test_the_report_is_one_file_that_loads_nothing(document):
+    page = report.render(document, ["a headline"], compare.compare(document, document))
+    parser = Loads()
+    parser.feed(page)
+    assert parser.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in parser.addresses)
+    assert not parser.open
+    assert not re.search(r"url\(|@import|<script|<link|https?://", page)
+
+
+def test_what_was_wrong_is_shown_and_escaped(document):
+    page = report.render(document, ["1 < 2"])
+    assert "wrong: output is off by &lt;1&gt;" in page
+    assert "1 &lt; 2" in page
+
+
+def test_slower_is_marked_as_slower_and_ratios_name_their_denominator(document):
+    page = report.render(document, [])
+    assert "<td class='slower'>0.77x" in page
+    assert "<th>speed over eager Lie-Trotter</th>" in page
+
+
+def test_an_interrupted_run_says_so(document):
+    assert "This run is interrupted" in report.render(document | {"status": "interrupted"}, [])
+
+
+def test_an_empty_run_has_a_report(make_document):
+    assert "Transformer layers" in report.render(make_document(ceilings={}), [])
+
+
+def test_plots_are_drawn_for_what_was_measured(document, tmp_path):
+    paths = plots.write_all(document, tmp_path)
+    names = {path.stem for path in paths}
+    assert names == {
+        "layers-speed-float32",
+        "layers-share-float32",
+        "layers-memory-float32",
+        "ops-speed-float32",
+        "model-tokens-float32",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -1,0 +1,169 @@
+"""Every suite runs end to end on a tiny preset; wrong and failing variants become rows that say so."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from macaron_ops import BackendError
+from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
+from macaron_ops.bench.options import Options
+from macaron_ops.bench.suites import model
+
+QUICK = Options(effort="quick", compile=False)
+
+
+class Silent:
+    def group(self, group, names): ...
+    def step(self, doing, share): ...
+    def done(self, group, rows): ...
+
+
+@pytest.fixture
+def measured():
+    return {"gemm": {"float32": {"flops_per_s": 1e9}, "bfloat16": {"flops_per_s": 1e9}}}
+
+
+def run(jobs, options, folder, measured):
+    written = results.Results(folder, {"ceilings": measured, "environment": environment.record(options.device)})
+    runner.run(jobs, options, written, Silent())
+    return results.load(written.path)["rows"]
+
+
+@pytest.mark.parametrize("suite", ["layers", "ops"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured):
+    options = dataclasses.replace(QUICK, dtype_names=(dtype,))
+    jobs = runner.select(suites.groups([suite], options), options)
+    rows = run(jobs, options, tmp_path, measured)
+    assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
+    assert [row for row in rows if row["status"] != "ok"] == []
+    checked = [row for row in rows if row["variant"] != group.PRODUCTS]
+    assert all(row["check"]["error"] <= row["check"]["allowed"] for row in checked)
+    assert all(row["memory"]["peak_bytes"] > 0 for row in checked)
+    assert {f"{group.OURS} reference", f"{group.OURS} reference Strang"} & {row["variant"] for row in rows}
+
+
+@pytest.mark.inductor
+def test_compiled_layers_are_right(tiny, tmp_path, measured):
+    options = Options(effort="normal", dtype_names=("float32",), filters=("forward+backward/torch.compile",))
+    rows = run(runner.select(suites.groups(["layers"], options), options), options, tmp_path, measured)
+    assert [(row["variant"], row["status"]) for row in rows] == [
+        ("eager Lie-Trotter", "ok"),
+        ("torch.compile Lie-Trotter", "ok"),
+        ("torch.compile Strang", "ok"),
+    ]
+
+
+def make_group(variants):
+    names = tuple(variant.name for variant in variants)
+    return group.Group("ops", "test", {}, "float32", "forward", 1, None, "eager", names, lambda names: variants)
+
+
+def test_a_variant_that_fails_is_a_row_and_the_others_are_timed(tmp_path, measured, tiny):
+    def refuse(found):
+        raise runner.WrongResult("output is off by 1")
+
+    def unable():
+        raise BackendError("native has no such operator")
+
+    def broken():
+        raise ZeroDivisionError("division\nby zero")
+
+    def ready():
+        return group.Ready(lambda: (torch.zeros(1),))
+
+    variants = [
+        group.Variant("eager", ready),
+        group.Variant("wrong", ready, refuse),
+        group.Variant("unable", unable),
+        group.Variant("broken", broken),
+    ]
+    options = Options()
+    rows = run(runner.select([make_group(variants)], options), options, tmp_path, measured)
+    assert [(row["variant"], row["status"], row["reason"]) for row in rows] == [
+        ("eager", "ok", None),
+        ("wrong", "wrong", "output is off by 1"),
+        ("unable", "unavailable", "native has no such operator"),
+        ("broken", "failed", "ZeroDivisionError: division"),
+    ]
+    assert "time" in rows[0] and "time" not in rows[1]
+
+
+def test_without_its_denominator_a_row_has_no_speed(tmp_path, measured, tiny):
+    def broken():
+        raise RuntimeError("no eager today")
+
+    variants = [group.Variant("eager", broken), group.Variant("other", lambda: group.Ready(lambda: (torch.zeros(1),)))]
+    rows = run(runner.select([make_group(variants)], Options()), Options(), tmp_path, measured)
+    assert rows[1]["status"] == "ok" and rows[1]["speedup"] is None
+
+
+def test_an_interruption_leaves_the_finished_groups(tmp_path, measured, tiny):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    first = make_group([group.Variant("eager", lambda: group.Ready(lambda: (torch.zeros(1),)))])
+    second = make_group([group.Variant("eager", interrupted)])
+    with pytest.raises(KeyboardInterrupt):
+        run(runner.select([first, second], Options()), Options(), tmp_path, measured)
+    assert len(results.load(tmp_path)["rows"]) == 1
+
+
+def test_a_filter_keeps_the_denominator(tiny):
+    options = dataclasses.replace(QUICK, filters=("forward/*reference strang",))
+    (job,) = runner.select(suites.groups(["layers"], options), options)
+    assert job.names == ("eager Lie-Trotter", "macaron_ops reference Strang")
+
+
+def test_a_filter_that_matches_nothing_lists_the_choices(tiny):
+    options = dataclasses.replace(QUICK, filters=("nonsense",))
+    with pytest.raises(runner.NothingMatches, match="nonsense matches nothing") as error:
+        runner.select(suites.groups(["layers"], options), options)
+    assert "subject: tiny" in str(error.value)
+    assert "eager Strang" in str(error.value)
+
+
+def test_the_better_ceiling_is_kept():
+    def make(gemm, copy):
+        return {"gemm": {"float32": {"flops_per_s": gemm}}, "copy": {"bytes_per_s": copy}}
+
+    assert ceilings.better(make(1.0, 4.0), make(2.0, 3.0)) == make(2.0, 4.0)
+    assert ceilings.disagreement(make(1.0, 4.0), make(2.0, 3.0)) == 0.5
+
+
+def test_the_corpus_is_prose_and_repeats():
+    assert len(corpus.sentences()) > 600
+    assert corpus.sample(8, seed=3) == corpus.sample(8, seed=3) != corpus.sample(8, seed=4)
+    assert all(sentence[0].isupper() and sentence[-1] in ".!?" for sentence in corpus.sentences())
+
+
+@pytest.fixture
+def minilm():
+    pytest.importorskip("transformers")
+    if not model.importlib.util.find_spec(model.PACKAGE):
+        pytest.skip(f"{model.PACKAGE} is not installed")
+
+
+def test_the_workload_counts_real_tokens_and_sorts_by_length(minilm):
+    work = model.workload(8, 4, seed=0)
+    assert [len(batch["input_ids"]) for batch in work.batches] == [4, 4]
+    assert work.lengths == sorted(work.lengths)
+    assert work.real_tokens == sum(int(batch["attention_mask"].sum()) for batch in work.batches)
+
+
+def test_the_model_agrees_before_and_after(minilm, tiny, tmp_path, measured, monkeypatch):
+    monkeypatch.setattr(model, "_WORKLOADS", {"quick": ((4, 1), (8, 4))})
+    rows = run(runner.select(model.groups(QUICK), QUICK), QUICK, tmp_path, measured)
+    assert [(row["subject"], row["variant"], row["status"]) for row in rows] == [
+        ("MiniLM-L6 batch 1", "transformers", "ok"),
+        ("MiniLM-L6 batch 1", "replace_layers", "ok"),
+        ("MiniLM-L6 batch 4", "transformers", "ok"),
+        ("MiniLM-L6 batch 4", "replace_layers", "ok"),
+    ]
+    assert all(row["check"]["to_original"] <= model.FLOAT32_AGREEMENT for row in rows)
+
+
+def test_disagreement_is_one_minus_cosine():
+    a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 5.0]])
+    assert model.disagreement(a, b) == pytest.approx(1 - 2**-0.5)
