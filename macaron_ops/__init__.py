@@ -1,5 +1,6 @@
 """macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
 
+from .integrations import replace_layers, restore_layers
 from .ops import (
     BackendError,
     Explanation,
@@ -26,6 +27,8 @@ __all__ = [
     "ffn_step",
     "normalize_step",
     "parallel",
+    "replace_layers",
+    "restore_layers",
     "sphere_attend_step",
     "split_layer",
     "substep",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
 
-from .family import Family, activation_name, class_name, why_not_part
+from .family import Family, activation_name, class_name, why_not_activation, why_not_part
 
 __all__ = ["FAMILY"]
 
@@ -170,14 +170,7 @@ def _changed(layer: nn.Module, parts: tuple[tuple[str, str, str, type[nn.Module]
     attention = found["attention.self"].config._attn_implementation
     if attention is not None and attention not in _ATTENTIONS:
         return f"attn_implementation {attention!r}: the masks of {' and '.join(map(repr, _ATTENTIONS))} are known"
-    activation = found["intermediate"].intermediate_act_fn
-    if isinstance(activation, nn.Module):
-        reason = why_not_part("intermediate.intermediate_act_fn", activation, type(activation))
-        if reason is not None:
-            return reason
-    if activation_name(activation) is None:
-        return f"activation {getattr(activation, '__name__', type(activation).__name__)} has no fused form"
-    return None
+    return why_not_activation("activation", found["intermediate"].intermediate_act_fn)
 
 
 def _fused(original: type[nn.Module]) -> type[nn.Module]:

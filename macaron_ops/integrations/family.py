@@ -9,19 +9,16 @@ from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Family", "activation_name", "class_name", "why_not_part", "why_not_weights"]
+from macaron_ops.nn.activation import fused_activation
+
+__all__ = ["Family", "activation_name", "class_name", "why_not_activation", "why_not_part", "why_not_weights"]
 
 # transformers' hooks that record hidden states and attentions. They do nothing until a call asks for those.
 _RECORDING = "transformers.utils.output_capturing"
 
-_FUNCTIONS = {F.relu: "relu", torch.relu: "relu", F.gelu: "gelu", F.silu: "silu"}
-_MODULES = {
-    "torch.nn.modules.activation.ReLU": "relu",
-    "torch.nn.modules.activation.SiLU": "silu",
+_TRANSFORMERS = {
     "transformers.activations.GELUActivation": "gelu",
     "transformers.activations.GELUTanh": "gelu_tanh",
     "transformers.activations.NewGELUActivation": "gelu_tanh",
@@ -73,10 +70,14 @@ def why_not_weights(layer: nn.Module) -> str | None:
     return None
 
 
+def why_not_activation(name: str, activation: object) -> str | None:
+    """Why the activation (a function, or a submodule of this name) has to be called; or None."""
+    if activation_name(activation) is None:
+        return f"{name} {getattr(activation, '__name__', type(activation).__name__)} has no fused form"
+    return why_not_part(name, activation, type(activation)) if isinstance(activation, nn.Module) else None
+
+
 def activation_name(activation: object) -> str | None:
     """The operators' name for an activation of torch or transformers, a function or a module; None: they have none."""
-    if type(activation) is nn.GELU:
-        return "gelu" if activation.approximate == "none" else "gelu_tanh"
-    if isinstance(activation, nn.Module):
-        return _MODULES.get(class_name(type(activation)))
-    return _FUNCTIONS.get(activation)
+    name = _TRANSFORMERS.get(class_name(type(activation))) or fused_activation(activation)
+    return name if isinstance(name, str) else None

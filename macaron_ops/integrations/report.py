@@ -66,17 +66,17 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
     groups: dict[tuple, list[str]] = {}
     for name, *rest in rows:
         numbers = re.findall(r"\d+", name)
-        stem = re.sub(r"\d+(?=\D*$)", "{}", name) if numbers else name
+        stem = re.sub(r"\d+(?=\D*$)", "*", name)
         groups.setdefault((stem, *rest), []).extend(numbers[-1:])
-    merged = [(stem.replace("{}", _numbers(numbers)), *rest) for (stem, *rest), numbers in groups.items()]
+    merged = [(stem.replace("*", _numbers(numbers)), *rest) for (stem, *rest), numbers in groups.items()]
     widths = [max(len(cell) for cell in column) for column in zip(*merged, strict=True)]
     return [("  " + "  ".join(map(str.ljust, row, widths))).rstrip() for row in merged]
 
 
 def _numbers(numbers: list[str]) -> str:
     """``"3"``, ``"{0..5}"``, ``"{0,2,4}"``."""
-    if len(numbers) == 1:
-        return numbers[0]
+    if len(numbers) < 2:
+        return "".join(numbers)
     values = sorted(map(int, numbers))
     if values == list(range(values[0], values[-1] + 1)):
         return f"{{{values[0]}..{values[-1]}}}"

@@ -1,11 +1,17 @@
-"""torch's own layers: ``nn.TransformerEncoderLayer`` and ``nn.TransformerDecoderLayer``."""
+"""torch's own layers, ``nn.TransformerEncoderLayer`` and ``nn.TransformerDecoderLayer``; see ``macaron_ops.nn``."""
 
 from torch import nn
 
-from .family import Family, activation_name, why_not_part
+from macaron_ops.nn import LieTrotterDecoderLayer, LieTrotterEncoderLayer
+
+from .family import Family, class_name, why_not_activation, why_not_part
 
 __all__ = ["FAMILY"]
 
+_FUSED = {
+    nn.TransformerEncoderLayer: LieTrotterEncoderLayer,
+    nn.TransformerDecoderLayer: LieTrotterDecoderLayer,
+}
 _ENCODER = {
     "self_attn": nn.MultiheadAttention,
     "linear1": nn.Linear,
@@ -16,33 +22,24 @@ _ENCODER = {
     "dropout1": nn.Dropout,
     "dropout2": nn.Dropout,
 }
-_DECODER = _ENCODER | {"multihead_attn": nn.MultiheadAttention, "norm3": nn.LayerNorm, "dropout3": nn.Dropout}
-_FUSED = {nn.TransformerEncoderLayer: "LieTrotterEncoderLayer", nn.TransformerDecoderLayer: "LieTrotterDecoderLayer"}
+_DECODER = {**_ENCODER, "multihead_attn": nn.MultiheadAttention, "norm3": nn.LayerNorm, "dropout3": nn.Dropout}
 
 
 def _why_not(layer: nn.Module) -> str | None:
-    parts = _DECODER if isinstance(layer, nn.TransformerDecoderLayer) else _ENCODER
-    for name, expected in parts.items():
+    for name, expected in (_DECODER if isinstance(layer, nn.TransformerDecoderLayer) else _ENCODER).items():
         part = getattr(layer, name)
         reason = why_not_part(name, part, expected)
+        if reason is None and expected is nn.MultiheadAttention:
+            reason = _why_not_attention(name, part)
         if reason is not None:
             return reason
-    for name in ("self_attn", "multihead_attn"):
-        attention = getattr(layer, name, None)
-        if attention is None:
-            continue
-        if attention.bias_k is not None or attention.add_zero_attn:
-            return f"{name} has add_bias_kv or add_zero_attn"
-        reason = why_not_part(f"{name}.out_proj", attention.out_proj, type(nn.MultiheadAttention(1, 1).out_proj))
-    if activation_name(layer.activation) is None:
-        return f"activation {getattr(layer.activation, '__name__', type(layer.activation).__name__)} has no fused form"
-    return None
+    return why_not_activation("activation", layer.activation)
 
 
-def _fused(original: type[nn.Module]) -> type[nn.Module]:
-    import macaron_ops.nn
+def _why_not_attention(name: str, attention: nn.MultiheadAttention) -> str | None:
+    if attention.bias_k is not None or attention.add_zero_attn:
+        return f"{name} has add_bias_kv or add_zero_attn"
+    return why_not_part(f"{name}.out_proj", attention.out_proj, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
-    return getattr(macaron_ops.nn, _FUSED[original])
 
-
-FAMILY = Family("torch", tuple(f"torch.nn.modules.transformer.{cls.__name__}" for cls in _FUSED), _fused, _why_not)
+FAMILY = Family("torch", tuple(map(class_name, _FUSED)), _FUSED.__getitem__, _why_not)
