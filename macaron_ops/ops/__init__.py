@@ -1,7 +1,7 @@
 """The operators as people call them: argument checks, choice of backend, autograd."""
 
 from .attend_step import attend_step
-from .backends import BackendError, BackendStatus, backends, use_backend
+from .dispatch import BackendError, BackendStatus, backends, use_backend
 from .ffn_step import ffn_step
 from .normalize_step import normalize_step
 from .run import Explanation, explain

@@ -17,7 +17,7 @@ from typing import get_type_hints
 import torch
 from torch import Tensor
 
-from .backends import OPERATORS_OF, provider
+from .dispatch import OPERATORS_OF, provider
 
 __all__ = ["BACKWARD", "FORWARD", "definition"]
 

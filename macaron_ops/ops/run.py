@@ -12,8 +12,8 @@ from typing import NamedTuple, ParamSpec
 import torch
 from torch import Tensor
 
-from .backends import Choice, Request, choose, require_reference, select
 from .checks import choice
+from .dispatch import Choice, Request, choose, require_reference, select
 from .registry import BACKWARD, FORWARD, definition
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
@@ -128,7 +128,8 @@ class _Substeps(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         plan, needs = ctx.plan, ctx.needs_input_grad[2:]
-        inputs, kept = ctx.saved_tensors[: len(needs)], ctx.saved_tensors[len(needs) :]
+        tensors = ctx.saved_tensors  # read once: checkpointing allows no second look
+        inputs, kept = tensors[: len(needs)], tensors[len(needs) :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return None, None, *_differentiable_backward(plan, grad, needs, inputs)
         grads = [None] * len(inputs)

@@ -14,7 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import attention, attention_backward, masks, position_heads, position_heads_backward
+from .attention import (
+    attention,
+    attention_backward,
+    log_sum_exp,
+    masks,
+    position_heads,
+    position_heads_backward,
+)
 from .dropout import OUTPUT_STREAM, dropout
 from .dtypes import accumulation_dtype, upcast
 from .norm import normalize, normalize_backward
@@ -68,7 +75,7 @@ class Saved(NamedTuple):
     projected: Tensor  # fast: q, k and v side by side (..., T, (H + 2 Hkv) head_dim); with a context q alone
     projected_context: Tensor  # fast, with a context: its k and v side by side (..., S, 2 Hkv head_dim)
     attended: Tensor  # lean and fast: the heads' outputs, before W_o (..., T, H head_dim)
-    lse: Tensor  # lean and fast: log-sum-exp of the scores (B, H, T), in the accumulation dtype
+    lse: Tensor  # lean and fast: log-sum-exp of the scores (B, H, T), in the accumulation dtype; for kernels
     total: Tensor  # fast, post placement: the sum before its normalisation (..., T, D)
 
 
@@ -135,8 +142,8 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     projected, projected_context = project(n, t, o)
     q, k, v = split_heads(projected, projected_context, t, o)
     q, k = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
-    attended, lse = attention(q, k, v, o.scale, _masks(q, k, t, o), o.attention_dropout, t.seed)
-    attended = merge_heads(attended, x)
+    blocked_and_added = _masks(q, k, t, o)
+    attended = merge_heads(attention(q, k, v, o.scale, blocked_and_added, o.attention_dropout, t.seed), x)
     total = _total(x, t, o, attended)
     y = total if o.placement == "pre" else normalize(total, o.norm, t.norm_weight, t.norm_bias, o.eps)
 
@@ -148,7 +155,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
         projected=keep(projected, fast),
         projected_context=keep(projected_context, fast),
         attended=keep(attended, lean),
-        lse=lse if lean else x.new_empty(0),
+        lse=log_sum_exp(q, k, o.scale, blocked_and_added) if lean else x.new_empty(0),
         total=keep(total, fast and o.placement == "post"),
     )
     return y.to(dtype), saved
@@ -184,15 +191,12 @@ def backward(
         if projected.numel() == 0:
             projected, projected_context = project(n, t, o)
         q, k, v = split_heads(projected, projected_context, t, o)
-        grad_o, attended = (to_heads(heads, o.num_heads) for heads in (grad_u @ t.w_out, saved.attended))
         q_positioned, k_positioned = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
         grad_q, grad_k, grad_v, grad_scores = attention_backward(
-            grad_o,
+            to_heads(grad_u @ t.w_out, o.num_heads),
             q_positioned,
             k_positioned,
             v,
-            attended,
-            saved.lse,
             o.scale,
             _masks(q, k, t, o),
             o.attention_dropout,

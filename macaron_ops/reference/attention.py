@@ -11,7 +11,16 @@ from torch import Tensor
 from .dropout import HIDDEN_STREAM, dropout
 from .norm import unit, unit_backward
 
-__all__ = ["Masks", "attention", "attention_backward", "masks", "position_heads", "position_heads_backward"]
+__all__ = [
+    "Masks",
+    "attention",
+    "attention_backward",
+    "log_sum_exp",
+    "masks",
+    "position_heads",
+    "position_heads_backward",
+    "softmax_backward",
+]
 
 UNIT_EPS = 1e-12  # of the unit queries and keys, as torch.nn.functional.normalize
 
@@ -50,40 +59,28 @@ def masks(
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, dropout_p: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``.
+) -> Tensor:
+    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``: o ``(B, H, T, head_dim)``."""
+    p = _weights(_scores(q, k, scale, masks), masks)
+    return torch.matmul(dropout(p, dropout_p, seed, HIDDEN_STREAM), _repeat(v, q))
 
-    Returns:
-        o ``(B, H, T, head_dim)`` and lse ``(B, H, T)``.
-    """
-    scores = _scores(q, k, scale, masks)
-    lse = torch.logsumexp(scores, dim=-1)
-    if any(masks) and scores.numel():
-        # The softmax of a row of -inf is NaN, in its gradient too: give such rows equal scores first, zeros after.
-        nothing = (lse == -torch.inf)[..., None]
-        p = torch.where(nothing, 0.0, torch.softmax(torch.where(nothing, 0.0, scores), dim=-1))
-    else:
-        p = torch.softmax(scores, dim=-1)
-    return torch.matmul(dropout(p, dropout_p, seed, HIDDEN_STREAM), _repeat(v, q)), lse
+
+def log_sum_exp(q: Tensor, k: Tensor, scale: float, masks: Masks) -> Tensor:
+    """``lse (B, H, T)``."""
+    return torch.logsumexp(_scores(q, k, scale, masks), dim=-1)
 
 
 def attention_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    scale: float,
-    masks: Masks,
-    dropout_p: float,
-    seed: Tensor | None,
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in ``(q, k, v, S)`` from the saved output and log-sum-exp: ``dS = P (dP - <do, o>)``."""
-    p = torch.exp(_scores(q, k, scale, masks) - torch.where(lse == -torch.inf, 0.0, lse)[..., None])
+    """Gradients in ``(q, k, v, S)``: ``dS = P (dP - sum_j P dP)``.
+
+    P is the softmax again and not ``exp(S - lse)``, whose relative error is that of ``lse`` in units of 1.
+    """
+    p = _weights(_scores(q, k, scale, masks), masks)
     grad_v = torch.matmul(dropout(p, dropout_p, seed, HIDDEN_STREAM).transpose(-1, -2), grad)
     grad_p = dropout(torch.matmul(grad, _repeat(v, q).transpose(-1, -2)), dropout_p, seed, HIDDEN_STREAM)
-    grad_scores = p * (grad_p - (grad * o).sum(-1, keepdim=True))
+    grad_scores = softmax_backward(grad_p, p)
     grad_q = torch.matmul(grad_scores, _repeat(k, q)) * scale
     grad_k = torch.matmul(grad_scores.transpose(-1, -2), q) * scale
     return grad_q, _group(grad_k, k.shape[1]), _group(grad_v, k.shape[1]), grad_scores
@@ -122,6 +119,19 @@ def _scores(q: Tensor, k: Tensor, scale: float, masks: Masks) -> Tensor:
     for mask in blocked:
         scores = scores.masked_fill(mask, -torch.inf)
     return scores
+
+
+def _weights(scores: Tensor, masks: Masks) -> Tensor:
+    if not any(masks) or scores.numel() == 0:
+        return torch.softmax(scores, dim=-1)
+    # The softmax of a row of -inf is NaN, in its gradient too: give such rows equal scores first, zeros after.
+    nothing = scores.detach().amax(-1, keepdim=True) == -torch.inf
+    return torch.where(nothing, 0.0, torch.softmax(torch.where(nothing, 0.0, scores), dim=-1))
+
+
+def softmax_backward(grad: Tensor, p: Tensor) -> Tensor:
+    """``p (grad - sum_j p grad)``: rows of the result sum to zero as closely as rounding allows."""
+    return torch.ops.aten._softmax_backward_data(grad, p, -1, p.dtype)
 
 
 def _repeat(k: Tensor, q: Tensor) -> Tensor:

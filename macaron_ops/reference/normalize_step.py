@@ -33,7 +33,7 @@ class Tensors(NamedTuple):
     """The tensor arguments after ``x``. The same tuple holds their gradients, and whether each is needed."""
 
     u: Tensor
-    step: Tensor | None  # () or (D,); None where the step is a number
+    step_tensor: Tensor | None  # () or (D,); None where the step is a number
 
 
 class Options(NamedTuple):
@@ -59,7 +59,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     dtype, o = x.dtype, options
     acc = accumulation_dtype(dtype)
     t = upcast(tensors, acc)
-    step = o.step if t.step is None else t.step
+    step = o.step if t.step_tensor is None else t.step_tensor
     return move(x.to(acc), t.u, step, o.direction, o.eps).to(dtype), Saved()
 
 
@@ -70,10 +70,10 @@ def backward(
     need_x, need = needs[0], Tensors(*needs[1:])
     o, acc = options, accumulation_dtype(x.dtype)
     t = upcast(tensors, acc)
-    step = o.step if t.step is None else t.step
+    step = o.step if t.step_tensor is None else t.step_tensor
     grad_x, grad_u, grad_step = move_backward(grad.to(acc), x.to(acc), t.u, step, o.direction, o.eps)
     return grad_x if need_x else None, Tensors(
-        grad_u if need.u else None, grad_step.sum_to_size(t.step.shape) if need.step else None
+        grad_u if need.u else None, grad_step.sum_to_size(t.step_tensor.shape) if need.step_tensor else None
     )
 
 

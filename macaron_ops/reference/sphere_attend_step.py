@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .attention import softmax_backward
 from .dtypes import accumulation_dtype, upcast
 from .normalize_step import move, move_backward
 
@@ -40,8 +41,8 @@ class Tensors(NamedTuple):
     query: Tensor | None
     key: Tensor | None
     value: Tensor | None
-    step: Tensor | None  # () or (D,); None where the step is a number
-    beta: Tensor | None  # (); None where beta is a number
+    step_tensor: Tensor | None  # () or (D,); None where the step is a number
+    beta_tensor: Tensor | None  # (); None where beta is a number
 
 
 class Options(NamedTuple):
@@ -54,7 +55,7 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    lse: Tensor  # softmax: log-sum-exp of beta <q_i, k_j> over j (..., n), in the accumulation dtype; else empty
+    lse: Tensor  # softmax: log-sum-exp over j of beta <q_i, k_j> (..., n), in the accumulation dtype; for kernels
 
 
 def sphere_attend_step(
@@ -83,51 +84,43 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     acc = accumulation_dtype(dtype)
     x, t = x.to(acc), upcast(tensors, acc)
     q, k, v, step, beta = _inputs(x, t, o)
-    u, lse = [], []
-    for start in _blocks(q):
-        weights, block_lse = _weights(q, k, beta, o, start)
-        u.append(weights @ v)
-        lse.append(block_lse)
-    y = move(x, torch.cat(u, dim=-2), step, o.direction, o.eps)
-    keep = save != "none" and o.weighting == "softmax"
-    return y.to(dtype), Saved(torch.cat(lse, dim=-1) if keep else x.new_empty(0))
+    u = torch.cat([_weights(q, k, beta, o, start) @ v for start in _blocks(q)], dim=-2)
+    y = move(x, u, step, o.direction, o.eps)
+    lse = x.new_empty(0)
+    if save != "none" and o.weighting == "softmax":
+        lse = torch.cat([torch.logsumexp(_scores(q, k, beta, o, start), dim=-1) for start in _blocks(q)], dim=-1)
+    return y.to(dtype), Saved(lse)
 
 
 def backward(
     grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
 ) -> tuple[Tensor | None, Tensors]:
     """The gradients in ``x`` and in the tensors, None where not needed. With ``s_ij = beta <q_i, k_j>``:
-    ``ds_ij = w_ij (<du_i, v_j> - <du_i, u_i>)``, without the last term for the unnormalised weights."""
+    ``ds_ij = w_ij (dw_ij - sum_l w_il dw_il)`` with ``dw_ij = <du_i, v_j>``, unnormalised without the sum."""
     need_x, need = needs[0], Tensors(*needs[1:])
     o, acc = options, accumulation_dtype(x.dtype)
     grad, x, t = grad.to(acc), x.to(acc), upcast(tensors, acc)
     q, k, v, step, beta = _inputs(x, t, o)
-    lse = saved.lse if o.weighting == "softmax" else None
-
-    def weights(start: int) -> Tensor:
-        return _weights(q, k, beta, o, start, lse)[0]
-
-    u = torch.cat([weights(start) @ v for start in _blocks(q)], dim=-2)
+    u = torch.cat([_weights(q, k, beta, o, start) @ v for start in _blocks(q)], dim=-2)
     grad_x, grad_u, grad_step = move_backward(grad, x, u, step, o.direction, o.eps)
-    radial = (grad_u * u).sum(-1, keepdim=True) if o.weighting == "softmax" else torch.zeros_like(grad_u[..., :1])
-
     grad_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
     grad_beta = torch.zeros((), dtype=acc, device=x.device)
     for start in _blocks(q):
         rows = slice(start, start + BLOCK)
-        w = weights(start)
-        grad_s = w * (grad_u[..., rows, :] @ v.transpose(-1, -2) - radial[..., rows, :])
+        w = _weights(q, k, beta, o, start)
+        grad_w = grad_u[..., rows, :] @ v.transpose(-1, -2)
+        grad_s = softmax_backward(grad_w, w) if o.weighting == "softmax" else w * grad_w
         grad_v += w.transpose(-1, -2) @ grad_u[..., rows, :]
         grad_k += beta * (grad_s.transpose(-1, -2) @ q[..., rows, :])
-        along_k = grad_s @ k
-        grad_q.append(beta * along_k)
-        grad_beta = grad_beta + (along_k * q[..., rows, :]).sum()
+        grad_q.append(beta * (grad_s @ k))
+        if need.beta_tensor:
+            grad_beta += (grad_s * (q[..., rows, :] @ k.transpose(-1, -2))).sum()
     grads = {"query": torch.cat(grad_q, dim=-2), "key": grad_k, "value": grad_v}
     for name, g in grads.items():
         if getattr(t, name) is None:
             grad_x = grad_x + g
-    grads["step"] = None if t.step is None else grad_step.sum_to_size(t.step.shape)
-    grads["beta"] = grad_beta
+    grads["step_tensor"] = None if t.step_tensor is None else grad_step.sum_to_size(t.step_tensor.shape)
+    grads["beta_tensor"] = grad_beta
     return grad_x if need_x else None, Tensors(**{n: g if getattr(need, n) else None for n, g in grads.items()})
 
 
@@ -139,7 +132,13 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
 
 def _inputs(x: Tensor, t: Tensors, o: Options):
     q, k, v = (x if given is None else given for given in (t.query, t.key, t.value))
-    return q, k, v, o.step if t.step is None else t.step, o.beta if t.beta is None else t.beta
+    return (
+        q,
+        k,
+        v,
+        o.step if t.step_tensor is None else t.step_tensor,
+        o.beta if t.beta_tensor is None else t.beta_tensor,
+    )
 
 
 def _blocks(q: Tensor) -> range:
@@ -147,17 +146,16 @@ def _blocks(q: Tensor) -> range:
     return range(0, max(q.shape[-2], 1), BLOCK)
 
 
-def _weights(
-    q: Tensor, k: Tensor, beta: float | Tensor, o: Options, start: int, lse: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """The weights ``(..., rows, n)`` of the block that starts at row ``start``, and its log-sum-exp."""
+def _scores(q: Tensor, k: Tensor, beta: float | Tensor, o: Options, start: int) -> Tensor:
+    """``beta <q_i, k_j> (..., rows, n)`` of the block that starts at row ``start``."""
     q = q[..., start : start + BLOCK, :]
     scores = beta * (q @ k.transpose(-1, -2))
-    if o.causal:
-        row = torch.arange(start, start + q.shape[-2], device=q.device)
-        scores = scores.masked_fill(torch.arange(k.shape[-2], device=q.device) > row[:, None], -torch.inf)
-    if o.weighting == "unnormalized":
-        return torch.exp(scores) / k.shape[-2], None
-    if lse is not None:
-        return torch.exp(scores - lse[..., start : start + BLOCK, None]), None
-    return torch.softmax(scores, dim=-1), torch.logsumexp(scores, dim=-1)
+    if not o.causal:
+        return scores
+    row = torch.arange(start, start + q.shape[-2], device=q.device)
+    return scores.masked_fill(torch.arange(k.shape[-2], device=q.device) > row[:, None], -torch.inf)
+
+
+def _weights(q: Tensor, k: Tensor, beta: float | Tensor, o: Options, start: int) -> Tensor:
+    scores = _scores(q, k, beta, o, start)
+    return torch.softmax(scores, dim=-1) if o.weighting == "softmax" else torch.exp(scores) / k.shape[-2]

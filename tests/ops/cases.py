@@ -1,0 +1,122 @@
+"""The calls that the operators' tests share: each builds fresh arguments of a dtype on a device."""
+
+import torch
+import torch.nn.functional as F
+
+import macaron_ops
+
+__all__ = ["CASES", "Case", "build"]
+
+
+class Case:
+    """An operator's call; ``twin`` holds the same call's arguments for ``tests.twins``."""
+
+    def __init__(self, operator, name, make, *, dropout=False):
+        self.operator, self.name, self.make, self.dropout = operator, name, make, dropout
+
+    def __repr__(self):
+        return f"{self.operator.__name__}-{self.name}"
+
+
+def _ffn(d, hidden, shape, **options):
+    def make(randn):
+        gated = options.get("activation") in ("swiglu", "geglu")
+        rows = hidden * (2 if gated else 1)
+        args = (randn(*shape, d), randn(rows, d) / d**0.5, randn(rows), randn(d, hidden) / hidden**0.5, randn(d))
+        affine = {} if options.get("norm", "layer") is None else {"norm_weight": randn(d), "norm_bias": randn(d)}
+        return args, {**options, **affine}
+
+    return make
+
+
+def _attend(d, heads, shape, *, kv_heads=None, packed=True, keys=None, source=None, **options):
+    def make(randn):
+        kv = heads if kv_heads is None else kv_heads
+        head_dim = -(-d // heads)
+        width, kv_width = heads * head_dim, kv * head_dim
+        c = d if source is None else source
+        w = [randn(width, d) / d**0.5, randn(kv_width, c) / c**0.5, randn(kv_width, c) / c**0.5]
+        b = [randn(width), randn(kv_width), randn(kv_width)]
+        projection = (torch.cat(w), torch.cat(b)) if packed else (tuple(w), tuple(b))
+        args = (randn(*shape, d), *projection, randn(d, width) / width**0.5, randn(d), heads)
+        extra = {"norm_weight": randn(d), "norm_bias": randn(d), "num_kv_heads": kv}
+        if keys is not None:
+            extra["context"] = randn(*shape[:-1], keys, c)
+        if options.pop("with_rotary", False):
+            extra["rotary"] = (randn(shape[-1], head_dim // 4), randn(shape[-1], head_dim // 4))
+        if options.pop("with_qk_scale", False):
+            extra["qk_scale"] = randn(head_dim)
+        return args, {**options, **extra}
+
+    return make
+
+
+def _sphere(n, d, *, learned=False, **options):
+    def make(randn):
+        args = (
+            F.normalize(randn(2, n, d), dim=-1),
+            randn(d).abs() if learned else 0.3,
+            randn().abs() if learned else 2.0,
+        )
+        given = {"query": randn(2, n, 5), "key": randn(2, n, 5), "value": randn(2, n, d)} if learned else {}
+        return args, {**options, **given}
+
+    return make
+
+
+def _normalize(shape, d, *, learned=False, **options):
+    def make(randn):
+        x = F.normalize(randn(*shape, d), dim=-1)
+        return (x, randn(*shape, d), randn(d) if learned else 0.3), options
+
+    return make
+
+
+f, a, s, z = (
+    macaron_ops.ffn_step,
+    macaron_ops.attend_step,
+    macaron_ops.sphere_attend_step,
+    macaron_ops.normalize_step,
+)
+CASES = [
+    *(Case(f, act, _ffn(24, 40, (2, 7), activation=act)) for act in ("relu", "gelu", "gelu_tanh", "silu")),
+    *(Case(f, act, _ffn(24, 20, (2, 7), activation=act, norm="rms")) for act in ("swiglu", "geglu")),
+    Case(f, "post", _ffn(33, 65, (3, 5), placement="post", residual_scale=1.5)),
+    Case(f, "sphere", _ffn(24, 40, (9,), norm="sphere")),
+    Case(f, "no-norm", _ffn(24, 40, (2, 2, 3), norm=None, step=1.0)),
+    Case(f, "one-channel", _ffn(1, 3, (4,), norm="rms")),
+    Case(f, "one-token", _ffn(24, 40, (1, 1))),
+    Case(f, "empty-batch", _ffn(24, 40, (0, 7))),
+    Case(a, "self", _attend(24, 3, (2, 7))),
+    Case(a, "post", _attend(24, 3, (2, 7), placement="post", step=0.5)),
+    Case(a, "separate", _attend(24, 3, (2, 7), packed=False, norm="rms")),
+    Case(a, "grouped", _attend(24, 4, (2, 7), kv_heads=2)),
+    Case(a, "cross", _attend(24, 3, (2, 7), keys=5, source=10, packed=False)),
+    Case(a, "cross-packed", _attend(24, 3, (2, 7), keys=5)),
+    Case(a, "odd-heads", _attend(25, 3, (2, 3))),
+    Case(a, "one-token", _attend(24, 3, (1,))),
+    Case(a, "empty-batch", _attend(24, 3, (0, 7))),
+    *(Case(z, d, _normalize((2, 5), 3, direction=d)) for d in ("tangent", "difference", "ambient")),
+    Case(z, "per-channel", _normalize((2, 5), 24, learned=True, direction="difference")),
+    Case(s, "softmax", _sphere(17, 3)),
+    Case(s, "unnormalized", _sphere(17, 3, weighting="unnormalized", causal=True)),
+    Case(s, "given", _sphere(9, 6, learned=True)),
+    Case(s, "one", _sphere(1, 2)),
+    Case(s, "none", _sphere(0, 2)),
+]
+
+
+def build(case, dtype, device="cpu", seed=0):
+    """``(args, kwargs)`` drawn in float64 and rounded to ``dtype``, so that every dtype sees the same numbers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    def place(value):
+        if isinstance(value, tuple):
+            return tuple(place(v) for v in value)
+        return value.to(dtype).to(device) if isinstance(value, torch.Tensor) else value
+
+    args, kwargs = case.make(randn)
+    return place(args), {name: place(value) for name, value in kwargs.items()}

@@ -1,0 +1,111 @@
+"""Claim: every operator's outputs and gradients keep the tolerance rule against its eager twin in every narrow dtype,
+and equal it in float64."""
+
+import pytest
+import torch
+
+from tests import twins
+from tests.ops.cases import CASES, build
+from tests.rule import assert_by_rule
+
+
+def leaves_of(args, kwargs):
+    found = []
+
+    def visit(value):
+        if isinstance(value, tuple):
+            for v in value:
+                visit(v)
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            found.append(value.requires_grad_())
+
+    visit(args)
+    for name, value in kwargs.items():
+        if name != "rotary":
+            visit(value)
+    return found
+
+
+def run(function, args, kwargs, grad):
+    leaves = leaves_of(args, kwargs)
+    y = function(*args, **kwargs)
+    return [y, *torch.autograd.grad(y, leaves, grad.to(y))]
+
+
+def upcast(value):
+    if isinstance(value, tuple):
+        return tuple(upcast(v) for v in value)
+    return value.detach().double() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_rule(case, dtype, save, device):
+    twin = getattr(twins, case.operator.__name__)
+    policy = {"save": save} if case.operator.__name__ in ("ffn_step", "attend_step") else {}
+    draws = []
+    for seed in range(3):  # the errors of a scalar gradient are a matter of luck in one draw
+        args, kwargs = build(case, dtype, device, seed)
+        grad = torch.randn(args[0].shape, dtype=dtype, device=device)
+        exact_args, exact_kwargs = upcast(args), {name: upcast(v) for name, v in kwargs.items()}
+        actual = run(case.operator, args, {**kwargs, **policy}, grad)
+        eager = run(twin, *build(case, dtype, device, seed), grad)
+        exact = run(twin, exact_args, exact_kwargs, grad)
+        draws.append((actual, eager, exact))
+    for i in range(len(draws[0][0])):
+        a, b, c = (torch.stack([draw[j][i].detach() for draw in draws]) for j in range(3))
+        assert a.dtype == dtype
+        if dtype == torch.float64:  # eager is the exact value itself here
+            torch.testing.assert_close(a, c)
+        else:
+            assert_by_rule(f"output {i}", a, b, c)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_strided_inputs_and_gradients(case, device):
+    """Inputs and incoming gradients of any strides give what contiguous ones give."""
+    args, kwargs = build(case, torch.float64, device)
+    grad = torch.randn(args[0].shape, dtype=torch.float64, device=device)
+    expected = run(case.operator, args, kwargs, grad)
+
+    def strided(value):
+        if isinstance(value, tuple):
+            return tuple(strided(v) for v in value)
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            return value
+        spread = value.new_full((*value.shape[:-1], 2 * value.shape[-1]), torch.nan)
+        view = spread[..., ::2]
+        view.copy_(value.detach())
+        return view.detach()
+
+    actual = run(case.operator, strided(args), {n: strided(v) for n, v in kwargs.items()}, strided(grad))
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_frozen_subsets(case):
+    """Whatever is frozen, the other gradients are the same and the frozen ones are None."""
+    args, kwargs = build(case, torch.float64)
+    grad = torch.randn(args[0].shape, dtype=torch.float64)
+    _, *all_grads = run(case.operator, args, kwargs, grad)
+    leaves = leaves_of(args, kwargs)
+    for kept in range(len(leaves)):
+        for i, leaf in enumerate(leaves):
+            leaf.requires_grad_(i == kept)
+            leaf.grad = None
+        case.operator(*args, **kwargs).backward(grad)
+        for i, leaf in enumerate(leaves):
+            if i == kept:
+                torch.testing.assert_close(leaf.grad, all_grads[i])
+            else:
+                assert leaf.grad is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_inputs_are_not_written(case):
+    args, kwargs = build(case, torch.float32)
+    before = [t.clone() for t in leaves_of(args, kwargs)]
+    run(case.operator, args, kwargs, torch.randn(args[0].shape))
+    for t, b in zip(leaves_of(args, kwargs), before, strict=True):
+        assert torch.equal(t, b)

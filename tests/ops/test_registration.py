@@ -1,0 +1,107 @@
+"""Claim: every raw operator is a well-behaved torch.library operator, and the public ones trace without a break."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import macaron_ops
+from macaron_ops.ops.registry import BACKWARD, FORWARD, definition
+from tests.ops.cases import CASES, build
+
+
+def flat_call(case, dtype=torch.float32, **policy):
+    args, kwargs = build(case, dtype)
+    bound = case.operator.bind(*args, **kwargs, **policy)
+    return bound, [bound.x, *bound.tensors]
+
+
+@pytest.mark.parametrize("save", ["none", "lean", "fast"])
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_opcheck(case, save):
+    bound, inputs = flat_call(case)
+    forward = FORWARD["reference", bound.operator]
+    opcheck(forward, (*inputs, *bound.options, save))
+    if save == "none":
+        return
+    outputs = forward(*inputs, *bound.options, save)
+    y, saved = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, ())
+    for needs in ([t is not None for t in inputs], [i == 1 and t is not None for i, t in enumerate(inputs)]):
+        needs = [n and t.is_floating_point() for n, t in zip(needs, inputs, strict=True)]
+        opcheck(BACKWARD["reference", bound.operator], (torch.randn_like(y), needs, *inputs, *saved, *bound.options))
+
+
+def test_opcheck_dropout():
+    case = next(c for c in CASES if repr(c) == "attend_step-self")
+    args, kwargs = build(case, torch.float32)
+    bound = case.operator.bind(*args, **kwargs, dropout=0.2, attention_dropout=0.1, seed=3)
+    opcheck(FORWARD["reference", bound.operator], (bound.x, *bound.tensors, *bound.options, "fast"))
+
+
+def test_schema_follows_the_named_tuples():
+    for (backend, operator), op in FORWARD.items():
+        m = definition(operator)
+        names = [a.name for a in op._schema.arguments]
+        assert names == ["x", *m.Tensors._fields, *m.Options._fields, "save"], (backend, operator)
+        assert len(op._schema.returns) == 1 + len(m.Saved._fields)
+
+
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_compiles_without_a_graph_break(case):
+    torch.compiler.reset()
+    args, kwargs = build(case, torch.float64)
+    for t in args:
+        if isinstance(t, torch.Tensor):
+            t.requires_grad_()
+    expected = case.operator(*args, **kwargs)
+    compiled = torch.compile(case.operator, fullgraph=True, backend="aot_eager")
+    actual = compiled(*args, **kwargs)
+    torch.testing.assert_close(actual, expected)
+    leaves = [t for t in args if isinstance(t, torch.Tensor)]
+    grad = torch.randn_like(expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, leaves, grad), torch.autograd.grad(expected, leaves, grad))
+
+
+def test_compiles_for_varying_lengths_without_recompiling():
+    """A second length makes the sequence dimension dynamic; a third does not compile again."""
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    w = [torch.randn(32, 16), torch.randn(32), torch.randn(16, 32), torch.randn(16)]
+    step = torch.compile(lambda x: macaron_ops.ffn_step(x, *w), fullgraph=True, backend=counter)
+    for length in (5, 9, 13, 17):
+        x = torch.randn(2, length, 16)
+        torch.testing.assert_close(step(x), macaron_ops.ffn_step(x, *w))
+    assert counter.frame_count == 2
+
+
+@pytest.mark.inductor
+def test_compiles_with_inductor_and_dropout():
+    torch.compiler.reset()
+    w = [torch.randn(32, 16), torch.randn(32), torch.randn(16, 32), torch.randn(16)]
+    step = torch.compile(lambda x, seed: macaron_ops.ffn_step(x, *w, dropout=0.5, seed=seed), fullgraph=True)
+    x, seed = torch.randn(3, 16, requires_grad=True), torch.tensor(3)
+    expected, actual = macaron_ops.ffn_step(x, *w, dropout=0.5, seed=seed), step(x, seed)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (actual, expected)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [c for c in CASES if "empty" not in c.name and c.name != "none"], ids=repr)
+def test_cuda_graph_capture(case):
+    """Forward and backward replay inside a CUDA graph: nothing synchronises, nothing is allocated on the host."""
+    args, kwargs = build(case, torch.float32, "cuda")
+    x = args[0].requires_grad_()
+    grad = torch.randn_like(x)
+
+    def step():
+        return torch.autograd.grad(case.operator(x, *args[1:], **kwargs), x, grad)[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    captured.zero_()
+    graph.replay()
+    torch.testing.assert_close(captured, expected)

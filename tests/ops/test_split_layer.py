@@ -1,0 +1,245 @@
+"""Claim: a list of substeps is ONE autograd node that computes what the operators compute one by one, and saves only
+what its policy says."""
+
+import pytest
+import torch
+
+import macaron_ops
+from macaron_ops import attend_step, ffn_step, normalize_step, parallel, split_layer, substep
+
+D, HIDDEN, HEADS = 12, 20, 3
+
+
+@pytest.fixture
+def parameters():
+    def leaf(*shape):
+        return (torch.randn(*shape, dtype=torch.float64) / shape[-1] ** 0.5).requires_grad_()
+
+    return {
+        "first": [leaf(HIDDEN, D), leaf(HIDDEN), leaf(D, HIDDEN), leaf(D)],
+        "attention": [leaf(3 * D, D), leaf(3 * D), leaf(D, D), leaf(D)],
+        "second": [leaf(HIDDEN, D), leaf(HIDDEN), leaf(D, HIDDEN), leaf(D)],
+    }
+
+
+def leaves(parameters):
+    return [p for group in parameters.values() for p in group]
+
+
+def strang(p, **options):
+    return [
+        substep(ffn_step, *p["first"], **options),
+        substep(attend_step, *p["attention"], HEADS, causal=True, **options),
+        substep(ffn_step, *p["second"], activation="gelu", **options),
+    ]
+
+
+def one_by_one(x, p):
+    x = ffn_step(x, *p["first"])
+    x = attend_step(x, *p["attention"], HEADS, causal=True)
+    return ffn_step(x, *p["second"], activation="gelu")
+
+
+def value_and_grads(function, x, p):
+    y = function(x)
+    grad = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+    return [y, *torch.autograd.grad(y, [x, *leaves(p)], grad)]
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("save", ["fast", "lean"])
+def test_equals_the_operators_one_by_one(x, parameters, save):
+    actual = value_and_grads(lambda x: split_layer(x, strang(parameters), save=save), x, parameters)
+    expected = value_and_grads(lambda x: one_by_one(x, parameters), x, parameters)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("save", ["fast", "lean"])
+def test_parallel_adds_the_increments(x, parameters, save):
+    both = parallel(*strang(parameters)[:2])
+    tail = strang(parameters)[2]
+
+    def expected(x):
+        a = ffn_step(x, *parameters["first"])
+        b = attend_step(x, *parameters["attention"], HEADS, causal=True)
+        y = x + (a - x) + (b - x)
+        return ffn_step(y, *parameters["second"], activation="gelu")
+
+    torch.testing.assert_close(
+        value_and_grads(lambda x: split_layer(x, [both, tail], save=save), x, parameters),
+        value_and_grads(expected, x, parameters),
+    )
+
+
+def test_one_autograd_node(x, parameters):
+    y = split_layer(x, strang(parameters))
+    targets = [node for node, _ in y.grad_fn.next_functions if node is not None]
+    assert all(type(node).__name__ == "AccumulateGrad" for node in targets)
+    assert len(targets) == 13
+
+
+def test_shared_parameters_and_context(x, parameters):
+    """A tensor that appears in several substeps gets the sum of its gradients."""
+    p = parameters
+    context = torch.randn(2, 4, D, dtype=torch.float64, requires_grad=True)
+    steps = [substep(ffn_step, *p["first"])] * 2 + [substep(attend_step, *p["attention"], HEADS, context=context)] * 2
+
+    def chained(x):
+        x = ffn_step(ffn_step(x, *p["first"]), *p["first"])
+        for _ in range(2):
+            x = attend_step(x, *p["attention"], HEADS, context=context)
+        return x
+
+    for function in (
+        lambda x: split_layer(x, steps),
+        torch.compile(lambda x: split_layer(x, steps), backend="aot_eager"),
+    ):
+        y, expected = function(x), chained(x)
+        torch.testing.assert_close(y, expected)
+        wanted = [x, context, *p["first"], *p["attention"]]
+        torch.testing.assert_close(
+            torch.autograd.grad(y.square().sum(), wanted), torch.autograd.grad(expected.square().sum(), wanted)
+        )
+
+
+def test_x_as_its_own_context(x, parameters):
+    p = parameters["attention"]
+    y = split_layer(x, [substep(attend_step, *p, HEADS, norm=None, context=x)])
+    expected = attend_step(x, *p, HEADS, norm=None)
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(y.square().sum(), x), torch.autograd.grad(expected.square().sum(), x)
+    )
+
+
+def test_differentiable_twice(x, parameters):
+    x = x[:1, :2].detach().requires_grad_()
+    weight = parameters["first"][0]
+    assert torch.autograd.gradgradcheck(lambda x: split_layer(x, strang(parameters)), (x,), fast_mode=True)
+    p = {**parameters}
+
+    def in_weight(w):
+        p["first"] = [w, *parameters["first"][1:]]
+        return split_layer(x, strang(p), save="lean")
+
+    assert torch.autograd.gradgradcheck(in_weight, (weight,), fast_mode=True)
+
+
+def test_nothing_is_computed_below_the_first_trained_substep(parameters, monkeypatch):
+    """With x and the first two substeps frozen, only the last one runs backward, and without an input gradient."""
+    from macaron_ops.ops import run
+
+    calls = []
+    original = dict(run.BACKWARD)
+    monkeypatch.setattr(
+        run,
+        "BACKWARD",
+        {key: lambda *a, op=op: calls.append(a[1][0]) or op(*a) for key, op in original.items()},
+    )
+    for name in ("first", "attention"):
+        for p in parameters[name]:
+            p.requires_grad_(False)
+    split_layer(torch.randn(2, 5, D, dtype=torch.float64), strang(parameters)).sum().backward()
+    assert calls == [False]
+
+
+def saved_bytes(function, excluded):
+    """Bytes that autograd holds between forward and backward, the inputs and parameters left out."""
+    sizes = {}
+
+    def pack(t):
+        if all(t.untyped_storage().data_ptr() != e.untyped_storage().data_ptr() for e in excluded):
+            sizes[t.untyped_storage().data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = function()
+    return sum(sizes.values()), y
+
+
+def test_memory_policies(x, parameters):
+    """lean keeps substep inputs, attention output and log-sum-exp; fast also pre-activations and projections."""
+    excluded = [x, *leaves(parameters)]
+    tokens, width = 10, x.element_size()
+    lean, _y = saved_bytes(lambda: split_layer(x, strang(parameters), save="lean"), excluded)
+    assert lean == tokens * (2 * D + D + HEADS) * width
+    fast, _y = saved_bytes(lambda: split_layer(x, strang(parameters), save="fast"), excluded)
+    assert fast == lean + tokens * (2 * HIDDEN + 3 * D) * width
+    with torch.no_grad():
+        none, _y = saved_bytes(lambda: split_layer(x, strang(parameters)), excluded)
+    assert none == 0
+
+
+def test_autocast_is_that_of_linear(parameters):
+    """The output has autocast's dtype, x and the parameters keep theirs, and so do the gradients."""
+    p = {name: [t.detach().float().requires_grad_() for t in group] for name, group in parameters.items()}
+    x = torch.randn(2, 5, D, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = split_layer(x, strang(p))
+        assert y.dtype == torch.nn.functional.linear(x, p["first"][0]).dtype == torch.bfloat16
+        sphere = macaron_ops.sphere_attend_step(x, 0.1, 1.0)
+        assert sphere.dtype == torch.bfloat16
+    y.sum().backward()
+    cast = {name: [t.detach().bfloat16() for t in group] for name, group in p.items()}
+    assert torch.equal(y, split_layer(x.detach().bfloat16(), strang(cast)))
+    assert all(t.grad.dtype == torch.float32 for t in [x, *leaves(p)])
+
+
+def test_dropout_seeds_repeat(x, parameters):
+    def layer(seed=None):
+        return split_layer(x, strang(parameters, dropout=0.4, seed=seed))
+
+    assert torch.equal(layer(3), layer(3))
+    assert torch.equal(layer(3), layer(torch.tensor(3)))
+    assert not torch.equal(layer(3), layer(4))
+    torch.manual_seed(5)
+    a, b = layer(), layer()
+    assert not torch.equal(a, b)
+    torch.manual_seed(5)
+    assert torch.equal(a, layer())
+
+
+def test_dropout_backward_uses_the_mask_of_the_forward_pass(x, parameters):
+    x = x[:1, :3].detach().requires_grad_()
+    options = dict(dropout=0.3, seed=9)
+    for save in ("fast", "lean"):
+        assert torch.autograd.gradcheck(lambda x, s=save: split_layer(x, strang(parameters, **options), save=s), (x,))
+
+
+def test_checkpointing_draws_the_same_masks(x, parameters):
+    def layer(x):
+        return split_layer(x, strang(parameters, dropout=0.4))
+
+    torch.manual_seed(1)
+    plain = torch.autograd.grad(layer(x).sum(), x)[0]
+    torch.manual_seed(1)
+    y = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], plain)
+
+
+def test_refusals(x, parameters):
+    good = strang(parameters)
+    with pytest.raises(ValueError, match="substeps: expected at least one"):
+        split_layer(x, [])
+    with pytest.raises(TypeError, match=r"substeps\[1\]: expected a Substep or Parallel; got function"):
+        split_layer(x, [good[0], lambda x: x])
+    with pytest.raises(ValueError, match="save: expected one of 'fast', 'lean'; got 'all'"):
+        split_layer(x, good, save="all")
+    with pytest.raises(TypeError, match="save: expected as argument of split_layer"):
+        substep(ffn_step, save="lean")
+    with pytest.raises(TypeError, match="operator: expected an operator"):
+        substep(torch.relu)
+    with pytest.raises(ValueError, match="substeps: expected at least two; got 1"):
+        parallel(good[0])
+    with pytest.raises(TypeError, match=r"substeps\[1\]: expected a Substep; got int"):
+        parallel(good[0], 3)
+    with pytest.raises(ValueError, match=r"substeps\[0\]: expected residual_scale 1; got 2.0"):
+        parallel(substep(ffn_step, *parameters["first"], residual_scale=2.0), good[1])
+    with pytest.raises(ValueError, match=r"substeps\[1\]: expected placement 'pre'"):
+        parallel(good[0], substep(attend_step, *parameters["attention"], HEADS, placement="post"))
+    with pytest.raises(ValueError, match=r"substeps\[0\]: expected ffn_step or attend_step"):
+        parallel(substep(normalize_step, x, 0.1), good[0])
