@@ -17,7 +17,6 @@ from torch import Tensor
 from .attention import (
     attention,
     attention_backward,
-    log_sum_exp,
     masks,
     position_heads,
     position_heads_backward,
@@ -142,8 +141,10 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     projected, projected_context = project(n, t, o)
     q, k, v = split_heads(projected, projected_context, t, o)
     q, k = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
-    blocked_and_added = _masks(q, k, t, o)
-    attended = merge_heads(attention(q, k, v, o.scale, blocked_and_added, o.attention_dropout, t.seed), x)
+    attended, lse = attention(
+        q, k, v, o.scale, _masks(q, k, t, o), o.attention_dropout, t.seed, with_lse=save != "none"
+    )
+    attended = merge_heads(attended, x)
     total = _total(x, t, o, attended)
     y = total if o.placement == "pre" else normalize(total, o.norm, t.norm_weight, t.norm_bias, o.eps)
 
@@ -155,7 +156,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
         projected=keep(projected, fast),
         projected_context=keep(projected_context, fast),
         attended=keep(attended, lean),
-        lse=log_sum_exp(q, k, o.scale, blocked_and_added) if lean else x.new_empty(0),
+        lse=lse if lean else x.new_empty(0),
         total=keep(total, fast and o.placement == "post"),
     )
     return y.to(dtype), saved

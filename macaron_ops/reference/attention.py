@@ -15,7 +15,6 @@ __all__ = [
     "Masks",
     "attention",
     "attention_backward",
-    "log_sum_exp",
     "masks",
     "position_heads",
     "position_heads_backward",
@@ -58,16 +57,24 @@ def masks(
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, dropout_p: float, seed: Tensor | None
-) -> Tensor:
-    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``: o ``(B, H, T, head_dim)``."""
-    p = _weights(_scores(q, k, scale, masks), masks)
-    return torch.matmul(dropout(p, dropout_p, seed, HIDDEN_STREAM), _repeat(v, q))
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    masks: Masks,
+    dropout_p: float,
+    seed: Tensor | None,
+    *,
+    with_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``.
 
-
-def log_sum_exp(q: Tensor, k: Tensor, scale: float, masks: Masks) -> Tensor:
-    """``lse (B, H, T)``."""
-    return torch.logsumexp(_scores(q, k, scale, masks), dim=-1)
+    Returns:
+        o ``(B, H, T, head_dim)`` and, where asked for, lse ``(B, H, T)``.
+    """
+    scores = _scores(q, k, scale, masks)
+    p = dropout(_weights(scores, masks), dropout_p, seed, HIDDEN_STREAM)
+    return torch.matmul(p, _repeat(v, q)), torch.logsumexp(scores, dim=-1) if with_lse else None
 
 
 def attention_backward(
