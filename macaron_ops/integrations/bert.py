@@ -19,18 +19,20 @@ from .family import Family, activation_name, class_name, why_not_activation, why
 __all__ = ["FAMILY"]
 
 # Their layer and all its parts are the same code as BertLayer's, but for the names.
-_SOURCES = {
-    "BertLayer": "bert",
-    "BertGenerationLayer": "bert_generation",
-    "CamembertLayer": "camembert",
-    "Data2VecTextLayer": "data2vec_text",
-    "ElectraLayer": "electra",
-    "ErnieLayer": "ernie",
-    "RobertaLayer": "roberta",
-    "RoCBertLayer": "roc_bert",
-    "XLMRobertaLayer": "xlm_roberta",
+_LAYERS = {
+    name: f"transformers.models.{module}"
+    for name, module in {
+        "BertLayer": "bert.modeling_bert",
+        "BertGenerationLayer": "bert_generation.modeling_bert_generation",
+        "CamembertLayer": "camembert.modeling_camembert",
+        "Data2VecTextLayer": "data2vec.modeling_data2vec_text",
+        "ElectraLayer": "electra.modeling_electra",
+        "ErnieLayer": "ernie.modeling_ernie",
+        "RobertaLayer": "roberta.modeling_roberta",
+        "RoCBertLayer": "roc_bert.modeling_roc_bert",
+        "XLMRobertaLayer": "xlm_roberta.modeling_xlm_roberta",
+    }.items()
 }
-_LAYERS = {name: f"transformers.models.{folder}.modeling_{folder}" for name, folder in _SOURCES.items()}
 
 # A layer's parts and what they have to be; "*" stands for the layer's own prefix, such as "Bert".
 _PARTS = {
@@ -167,6 +169,8 @@ def _changed(layer: nn.Module, parts: tuple[tuple[str, str, str, type[nn.Module]
         reason = why_not_part(path, part, cls)
         if reason is not None:
             return reason
+    if found["attention.self"].is_causal:
+        return "attention.self.is_causal: causal attention is not fused"
     attention = found["attention.self"].config._attn_implementation
     if attention is not None and attention not in _ATTENTIONS:
         return f"attn_implementation {attention!r}: the masks of {' and '.join(map(repr, _ATTENTIONS))} are known"
