@@ -65,6 +65,9 @@ class Console:
         self._done_cost += self._cost[self._index]
         self._index += 1
         self.rich.print(rich_table(rows))
+        for row in rows:
+            if row["status"] != "ok":
+                self.rich.print(Text(f"  {row['variant']}: {table.reason(row)}", style="red"))
         if not self.rich.is_terminal:
             took = time.monotonic() - self._group_began
             self.say(f"[{self._index}/{len(self._cost)}] {self._title}: {took:.1f} s, {self._left(self._done_cost)}\n")
@@ -92,10 +95,9 @@ def rich_table(rows: Sequence[Row]) -> Table:
     for index, name in enumerate((*table.COLUMNS, table.speedup_column(rows))):
         view.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        cells = table.cells(row)
         if row["status"] != "ok":
-            view.add_row(cells[0], Text(cells[1], overflow="fold"), style="red")
+            view.add_row(row["variant"], row["status"], style="red")
             continue
         style = "bold" if row["variant"].startswith((OURS, "replace")) else None
-        view.add_row(*cells, style=style)
+        view.add_row(*table.cells(row), style=style)
     return view

@@ -19,13 +19,18 @@ def record(device: torch.device) -> dict[str, object]:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_average": load_average(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "triton", "numpy", "transformers", "macaron_ops")},
         "commit": commit(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "backends": _backends(),
     }
+
+
+def load_average() -> float | None:
+    """Programs that ran or waited in the last minute, where the system tells."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def version(distribution: str) -> str | None:

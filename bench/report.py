@@ -28,8 +28,8 @@ _SUITES = {
 
 _METHOD = """
 <p>Every variant is checked before it is timed: the output and every gradient against float64, with no more than
-twice the error of eager PyTorch in the same dtype plus one unit in the last place. A variant that fails has no
-time.</p>
+twice the error of eager PyTorch in the same dtype plus one unit in the last place (torch.compile, which is not ours:
+half of the dtype's digits). A variant that fails has no time.</p>
 <p>Variants of a table run interleaved, one sample of each in a round, each round starting with another variant.
 Times are medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's
 time divided by this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green
@@ -134,9 +134,10 @@ def _table(rows: list[Row]) -> str:
 
 
 def _table_row(row: Row, columns: int) -> str:
-    name, *cells = table.cells(row)
     if row["status"] != "ok":
-        return f'<tr class="bad"><th>{escape(name)}</th><td colspan="{columns - 1}">{escape(cells[0])}</td></tr>'
+        why = f'<td colspan="{columns - 1}">{escape(table.reason(row))}</td>'
+        return f'<tr class="bad"><th>{escape(row["variant"])}</th>{why}</tr>'
+    name, *cells = table.cells(row)
     ours = " class='ours'" if row["variant"].startswith((OURS, "replace")) else ""
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells[:-1])
     return f"<tr{ours}><th>{escape(name)}</th>{values}<td class='{_verdict(row)}'>{escape(cells[-1])}</td></tr>"

@@ -127,6 +127,9 @@ def _notes(options: Options) -> list[str]:
         )
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")
+    load = environment.load_average()
+    if load and load > 0.5:
+        notes.append(f"When the run began, {load:.1f} other programs were running: expect wide percentiles.")
     if options.filters:
         notes.append(f"Only measurements that match {', '.join(options.filters)} were taken, and their denominators.")
     return notes

@@ -30,10 +30,13 @@ def speedup_column(rows: Sequence[Row]) -> str:
     return f"speed over {over}" if over else "speed"
 
 
+def reason(row: Row) -> str:
+    """Why a row was not timed."""
+    return f"{row['status']}: {row['reason']}"
+
+
 def cells(row: Row) -> tuple[str, ...]:
-    """One row as text, the ratio last; a row that was not timed shows its reason instead."""
-    if row["status"] != "ok":
-        return (row["variant"], f"{row['status']}: {row['reason']}")
+    """One timed row as text, the ratio last."""
     time, memory, ratio = row["time"], row["memory"] or {}, row["speedup"]
     return (
         row["variant"],

@@ -143,12 +143,14 @@ def _build(
             )
             continue
         implementation, scheme = name.rsplit(" ", 1)
-        check = partial(_check, yardstick, scheme)
+        check = partial(_check, yardstick, scheme, implementation == COMPILED)
         yield Variant(name, partial(prepare, implementation, scheme), check)
 
 
-def _check(yardstick: Callable[[str], Yardstick], scheme: str, found: Sequence[Tensor]) -> dict[str, object]:
-    return yardstick(scheme).check(found)
+def _check(
+    yardstick: Callable[[str], Yardstick], scheme: str, foreign: bool, found: Sequence[Tensor]
+) -> dict[str, object]:
+    return yardstick(scheme).check(found, foreign=foreign)
 
 
 def _parameters(layer: nn.Module) -> list[tuple[str, nn.Parameter]]:

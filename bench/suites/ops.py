@@ -189,6 +189,9 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
         tensors = ["output", *(f"{name} gradient" for name in inputs)][: len(truths)]
         return Yardstick.of(tensors, truths, ready(case.eager, inputs).call())
 
+    def check(foreign: bool, found: Sequence[Tensor]) -> dict[str, object]:
+        return yardstick().check(found, foreign=foreign)
+
     def prepare(name: str) -> Ready:
         if name == EAGER:
             return ready(case.eager, inputs)
@@ -202,4 +205,4 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
         if name == PRODUCTS:
             yield products.variant(case.products, direction, dtype, options.device)
         else:
-            yield Variant(name, partial(prepare, name), lambda found: yardstick().check(found))
+            yield Variant(name, partial(prepare, name), partial(check, name == COMPILED))

@@ -38,6 +38,15 @@ def test_a_wrong_result_is_named(yardstick, wrong, message):
         yardstick.check([torch.tensor(wrong)])
 
 
+def test_a_foreign_variant_needs_half_the_digits(yardstick):
+    found = [torch.tensor([1.0, 2.0003])]
+    assert yardstick.check(found, foreign=True)["allowed"] == 2 * torch.finfo(torch.float32).eps ** 0.5
+    with pytest.raises(WrongResult):
+        yardstick.check(found)
+    with pytest.raises(WrongResult, match="sqrt"):
+        yardstick.check([torch.tensor([1.0, 2.001])], foreign=True)
+
+
 def test_a_missing_gradient_is_wrong(yardstick):
     with pytest.raises(WrongResult, match="returned 0 tensors, expected 1: output"):
         yardstick.check([])
