@@ -286,17 +286,21 @@ def test_the_optimiser_goes_on():
     assert losses[0][-1] < losses[0][0]
 
 
+DECODER = "config.is_decoder: causal attention with a cache is not fused"
+FLEX = "attn_implementation 'flex_attention': the masks of 'sdpa' and 'eager' are known"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        ({"is_decoder": True}, "config.is_decoder: causal attention with a cache is not fused"),
-        ({"is_decoder": True, "add_cross_attention": True}, "config.is_decoder: causal attention with a cache is not fused"),
+        ({"is_decoder": True}, DECODER),
+        ({"is_decoder": True, "add_cross_attention": True}, DECODER),
         ({"chunk_size_feed_forward": 2}, "chunk_size_feed_forward = 2: the fused layer runs its FFN whole"),
         ({"hidden_act": "quick_gelu"}, "activation QuickGELUActivation has no fused form"),
         ({"hidden_act": "tanh"}, "activation Tanh has no fused form"),
-        ({"attention": "flex_attention"}, "attn_implementation 'flex_attention': the masks of 'sdpa' and 'eager' are known"),
+        ({"attention": "flex_attention"}, FLEX),
     ],
-)  # fmt: skip
+)
 def test_configurations_that_stay(kwargs, reason):
     model = tiny(**kwargs)
     report = macaron_ops.replace_layers(model)
