@@ -70,7 +70,8 @@ class Operands:
         if x.shape[-1] == 0:
             raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
         device = x.device.type
-        self._autocast = x.dtype != torch.float64 and torch.is_autocast_enabled(device)
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        self._autocast = autocast and x.dtype != torch.float64
         self.x = x.to(torch.get_autocast_dtype(device)) if self._autocast else x
         self.width = x.shape[-1]
 

@@ -11,6 +11,7 @@ empty. They are the pieces of :mod:`macaron_ops.ops.run`, which differentiates t
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import get_type_hints
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .dispatch import OPERATORS_OF, provider
 
-__all__ = ["BACKWARD", "FORWARD", "definition"]
+__all__ = ["BACKWARD", "FORWARD", "definition", "without_autocast"]
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -63,12 +64,18 @@ def _split(module: ModuleType, arguments: tuple, *parts: type) -> list[tuple]:
     return [*named, *arguments]
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """No autocast on a device, where it has one (meta has none)."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def _plain(function: Callable) -> Callable:
     """Run without autograd and autocast: the dtypes are the caller's business, the gradient is another operator."""
 
     @functools.wraps(function)
     def run(first: Tensor, *rest):
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(first.device):
             return function(first, *rest)
 
     return run

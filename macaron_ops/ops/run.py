@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .checks import choice
 from .dispatch import Choice, Request, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, definition
+from .registry import BACKWARD, FORWARD, definition, without_autocast
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
 
@@ -66,7 +66,7 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
         saved = len(definition(bound.operator).Saved._fields)
         plan.append(_Step(bound.operator, backend, bound.options, bound.joins, slots, saved))
     if any(bound.definition_only for bound in substeps):
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return _define(plan, inputs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
         return _Substeps.apply(tuple(plan), save, *inputs)

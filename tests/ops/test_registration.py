@@ -84,6 +84,15 @@ def test_compiles_with_inductor_and_dropout():
     torch.testing.assert_close(*(torch.autograd.grad(y.sum(), x)[0] for y in (actual, expected)))
 
 
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_meta_tensors(case):
+    """Shapes without numbers: what torch.export, FSDP's initialisation and memory planners use."""
+    args, kwargs = build(case, torch.bfloat16, "meta")
+    y = case.operator(args[0].requires_grad_(), *args[1:], **kwargs)
+    assert y.device.type == "meta" and y.shape == args[0].shape and y.dtype == torch.bfloat16
+    assert torch.autograd.grad(y.sum(), args[0])[0].shape == args[0].shape
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [c for c in CASES if "empty" not in c.name and c.name != "none"], ids=repr)
 def test_cuda_graph_capture(case):
