@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from . import numbers, table
-from .group import OURS, Group
+from .group import AFTER, OURS, Group
 from .options import Options
 from .results import Row
 from .runner import Job
 
 _PLAIN_WIDTH = 150
+_SECONDS_BETWEEN_DRAWINGS = 0.25
 
 
 class Console:
@@ -32,6 +33,7 @@ class Console:
         self._cost = [job.seconds(options) for job in jobs]
         self._done_cost = 0.0
         self._index = 0
+        self._drawn = 0.0
         self._began = self._group_began = time.monotonic()
         self._bar = Progress(
             TextColumn("[progress.description]{task.description}"),
@@ -40,6 +42,7 @@ class Console:
             console=self.rich,
             disable=not self.rich.is_terminal,
             transient=True,
+            auto_refresh=False,  # a refreshing thread would take its time from what is being timed
         )
         self._task = self._bar.add_task("starting", total=sum(self._cost), left="")
 
@@ -76,6 +79,9 @@ class Console:
         done = self._done_cost + share * self._cost[self._index]
         text = f"[{self._index + 1}/{len(self._cost)}] {self._title}: {doing}"
         self._bar.update(self._task, description=text, completed=done, left=self._left(done))
+        if time.monotonic() - self._drawn > _SECONDS_BETWEEN_DRAWINGS or share == 0:
+            self._bar.refresh()
+            self._drawn = time.monotonic()
 
     def _left(self, done: float) -> str:
         total = sum(self._cost)
@@ -98,6 +104,6 @@ def rich_table(rows: Sequence[Row]) -> Table:
         if row["status"] != "ok":
             view.add_row(row["variant"], row["status"], style="red")
             continue
-        style = "bold" if row["variant"].startswith((OURS, "replace")) else None
+        style = "bold" if row["variant"].startswith((OURS, AFTER)) else None
         view.add_row(*table.cells(row), style=style)
     return view

@@ -11,6 +11,7 @@ from torch import Tensor
 EAGER = "eager"
 COMPILED = "torch.compile"
 PRODUCTS = "bare products"
+BEFORE, AFTER = "transformers", "replace_layers"
 AUTO = "auto"
 OURS = "macaron_ops"  # "macaron_ops native": the backend's name follows
 

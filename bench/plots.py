@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .group import COMPILED, EAGER, OURS, PRODUCTS
+from .group import AFTER, BEFORE, COMPILED, EAGER, OURS, PRODUCTS
 from .results import Row
 
 
@@ -41,9 +41,9 @@ _COLOURS = {
     f"{OURS} triton": "#8f5bd1",
     f"{OURS} cuda": "#c2417c",
     PRODUCTS: "#c9a227",
-    "transformers": "#8a94a6",
-    f"{COMPILED} transformers": "#e08a3c",
-    "replace_layers": "#1f9e89",
+    BEFORE: "#8a94a6",
+    f"{COMPILED} {BEFORE}": "#e08a3c",
+    AFTER: "#1f9e89",
 }
 _SCHEMES = ("Lie-Trotter", "Strang")
 

@@ -9,7 +9,7 @@ from html import escape
 
 from . import compare, numbers, plots, table
 from .compare import Comparison
-from .group import OURS
+from .group import AFTER, OURS
 from .results import SCHEMA, Row
 from .style import CSS
 
@@ -138,7 +138,7 @@ def _table_row(row: Row, columns: int) -> str:
         why = f'<td colspan="{columns - 1}">{escape(table.reason(row))}</td>'
         return f'<tr class="bad"><th>{escape(row["variant"])}</th>{why}</tr>'
     name, *cells = table.cells(row)
-    ours = " class='ours'" if row["variant"].startswith((OURS, "replace")) else ""
+    ours = " class='ours'" if row["variant"].startswith((OURS, AFTER)) else ""
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells[:-1])
     return f"<tr{ours}><th>{escape(name)}</th>{values}<td class='{_verdict(row)}'>{escape(cells[-1])}</td></tr>"
 

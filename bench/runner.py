@@ -15,9 +15,10 @@ from .group import COMPILED, Group, Ready, Variant
 from .options import Options
 from .results import Results, Row
 
-# Seconds that preparing and checking a variant takes on two cores, for the estimate of the remaining time.
-_PREPARE_SECONDS = 0.5
-_COMPILE_SECONDS = 25.0
+# For the estimate of the remaining time, until the run's own pace corrects it.
+_FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 3e14}
+_CALLS_BEFORE_TIMING = 8  # the check, its truth in float64, the weighing, the warm-up
+_COMPILE_SECONDS = 15.0
 
 
 class Progress(Protocol):
@@ -37,8 +38,10 @@ class Job:
 
     def seconds(self, options: Options) -> float:
         """A guess at its wall time."""
+        call = (self.group.flops or 0) / _FLOPS_PER_SECOND[options.device.type]
+        timing = max(options.budget.seconds, options.budget.min_rounds * call)
         compiled = sum(COMPILED in name for name in self.names)
-        return len(self.names) * (options.budget.seconds + _PREPARE_SECONDS) + compiled * _COMPILE_SECONDS
+        return len(self.names) * (_CALLS_BEFORE_TIMING * call + timing) + compiled * _COMPILE_SECONDS
 
 
 class NothingMatches(ValueError):
@@ -76,6 +79,7 @@ def set_shares(rows: Sequence[Row], ceilings: dict[str, object]) -> None:
 
 
 def run_group(job: Job, options: Options, ceilings: dict[str, object], progress: Progress) -> list[Row]:
+    """The rows of one group; what fails outside of a variant, in making the inputs or in timing, fails the group."""
     group, device = job.group, options.device
     rows: dict[str, Row] = {}
     calls: dict[str, timing.Call] = {}
@@ -97,6 +101,11 @@ def run_group(job: Job, options: Options, ceilings: dict[str, object], progress:
             for name in calls:
                 replayed = timings.get(_replay_name(name))
                 rows[name] |= _measured(group, name, timings, replayed, ceilings, rows[name])
+    except Exception as error:
+        for name in job.names:
+            row = rows.setdefault(name, _header(group, name, options))
+            if row["status"] == "ok":
+                row |= {"status": "failed", "reason": _told(error)}
     finally:
         calls.clear()
         torch._dynamo.reset()
@@ -121,7 +130,7 @@ def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
     except BackendError as error:
         row |= {"status": "unavailable", "reason": str(error)}
     except Exception as error:  # whatever a variant raises is its own row's fault, not the run's
-        row |= {"status": "failed", "reason": f"{type(error).__name__}: {_first_line(error)}"}
+        row |= {"status": "failed", "reason": _told(error)}
     else:
         return ready
     return None
@@ -144,7 +153,7 @@ def _replays(calls: dict[str, timing.Call], rows: dict[str, Row], device: torch.
         try:
             replays[_replay_name(name)] = timing.replay(call, device)
         except Exception as error:  # some variants cannot be captured; the row says so
-            rows[name]["extra"]["replay_refused"] = f"{type(error).__name__}: {_first_line(error)}"
+            rows[name]["extra"]["replay_refused"] = _told(error)
     return replays
 
 
@@ -199,5 +208,6 @@ def _choices(groups: Sequence[Group]) -> str:
     return "\n".join(f"  {kind}: {', '.join(column)}" for kind, column in zip(kinds, columns, strict=True))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def _told(error: Exception) -> str:
+    """The kind of error and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else 'no message'}"

