@@ -22,9 +22,13 @@ def output_and_grads(module, *args, **kwargs):
     """``[y, gradients in the inputs that need one, gradients in the parameters]``."""
     inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor) and t.requires_grad]
     y = module(*args, **kwargs)
-    weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
-    return [y, *torch.autograd.grad((y * weight).sum(), [*inputs, *parameters], allow_unused=True)]
+    parameters = list(module.parameters())
+    return [y, *torch.autograd.grad(y, [*inputs, *parameters], cotangent(y))]
+
+
+def cotangent(y: torch.Tensor) -> torch.Tensor:
+    """The same normal numbers for every tensor of one shape, whatever its dtype and device."""
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
 
 
 def kept_bytes(function) -> int:

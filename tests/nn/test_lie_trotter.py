@@ -1,0 +1,295 @@
+"""Claim: the fused Lie-Trotter layers are torch's layers: same constructor, attributes and keys, exchangeable by class,
+equal on whatever has happened to the parameters, in training and eval, alone and inside torch's stacks."""
+
+import copy
+import functools
+import inspect
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from macaron_ops.nn import LieTrotterDecoderLayer, LieTrotterEncoderLayer
+from macaron_ops.nn.activation import fused_activation
+from tests.nn.tools import cotangent, output_and_grads, randomize, twin
+from tests.rule import assert_by_rule
+
+D, H, F_ = 8, 2, 12
+ROOMY = (32, 4, 64)  # where the largest error of many elements is compared, not the luck of a few
+PAIRS = [
+    pytest.param(nn.TransformerEncoderLayer, LieTrotterEncoderLayer, 1, id="encoder"),
+    pytest.param(nn.TransformerDecoderLayer, LieTrotterDecoderLayer, 2, id="decoder"),
+]
+
+
+def pair(theirs, ours, dropout=0.0, dtype=torch.float64, size=(D, H, F_), **build):
+    expected = randomize(theirs(*size, dropout, batch_first=True, dtype=dtype, **build))
+    return expected, twin(ours(*size, dropout, batch_first=True, dtype=dtype, **build), expected)
+
+
+def inputs(count, dtype=torch.float64, shape=(2, 5, D), device=None):
+    return [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(count)]
+
+
+def in_float64(module, x):
+    """``output_and_grads`` of a copy in float64."""
+    return output_and_grads(copy.deepcopy(module).double(), *(t.detach().double().requires_grad_() for t in x))
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_same_constructor_attributes_and_keys(theirs, ours, count):
+    mine = list(inspect.signature(ours).parameters.values())
+    assert [(p.name, p.default) for p in mine[:-1]] == [
+        (p.name, p.default) for p in inspect.signature(theirs).parameters.values()
+    ]
+    assert mine[-1].name == "save"
+    torch.manual_seed(3)
+    a = theirs(D, H, F_)
+    torch.manual_seed(3)
+    b = ours(D, H, F_)
+    assert set(vars(b)) - set(vars(a)) == {"save"}
+    assert list(a.state_dict()) == list(b.state_dict())
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)  # the initialisation, from the same seed
+    assert list(inspect.signature(theirs.forward).parameters) == list(inspect.signature(ours.forward).parameters)
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_exchange_of_the_class(theirs, ours, count, norm_first):
+    layer = randomize(theirs(D, H, F_, 0.0, batch_first=True, norm_first=norm_first, dtype=torch.float64))
+    x = inputs(count)
+    expected, parameters = output_and_grads(layer, *x), list(layer.parameters())
+    layer.__class__ = ours
+    torch.testing.assert_close(output_and_grads(layer, *x), expected)
+    layer.save = "lean"
+    torch.testing.assert_close(output_and_grads(layer, *x), expected)
+    assert all(p is q for p, q in zip(parameters, layer.parameters(), strict=True))
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(again) is ours and again.save == "lean"
+        torch.testing.assert_close(output_and_grads(again, *x), expected)
+    layer.__class__ = theirs
+    torch.testing.assert_close(output_and_grads(layer, *x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_narrow_dtypes_keep_the_rule(theirs, ours, count, dtype, device):
+    # gelu: a relu's gradient jumps where a rounding changes the sign
+    eager, layer = pair(theirs, ours, dtype=dtype, size=ROOMY, activation="gelu", device=device)
+    x = inputs(count, dtype, (4, 16, ROOMY[0]), device)
+    results = output_and_grads(layer, *x), output_and_grads(eager, *x), in_float64(eager, x)
+    for i, (a, b, c) in enumerate(zip(*results, strict=True)):
+        assert_by_rule(f"output {i}", a, b, c)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_autocast(theirs, ours, count, device):
+    smooth = {"activation": "gelu", "norm_first": True}
+    eager, layer = pair(theirs, ours, dtype=torch.float32, size=ROOMY, device=device, **smooth)
+    x = inputs(count, torch.float32, (4, 16, ROOMY[0]), device)
+    with torch.autocast(device.type, torch.bfloat16):
+        y, *grads = output_and_grads(layer, *x)
+        reference, *reference_grads = output_and_grads(eager, *x)
+    assert y.dtype == torch.bfloat16
+    assert all(g.dtype == torch.float32 for g in grads)
+    exact, *exact_grads = in_float64(eager, x)
+    assert_by_rule("y", y, reference, exact)
+    for i, (a, b, c) in enumerate(zip(grads, reference_grads, exact_grads, strict=True)):
+        assert_by_rule(f"gradient {i}", a.bfloat16(), b, c)  # one ulp of the dtype that it was computed in
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_frozen_parameters(theirs, ours, count):
+    expected, layer = pair(theirs, ours)
+    for module in (expected, layer):
+        module.self_attn.requires_grad_(False)
+        module.linear2.weight.requires_grad_(False)
+        module.norm1.bias.requires_grad_(False)
+    x = inputs(count)
+    for module in (expected, layer):
+        module(*x).sum().backward()
+    for (name, a), b in zip(expected.named_parameters(), layer.parameters(), strict=True):
+        assert (b.grad is None) == (not b.requires_grad), name
+        torch.testing.assert_close(b.grad, a.grad)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_shared_and_parametrized_parameters(theirs, ours, count):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def forward(self, weight):
+            return self.scale * weight
+
+    expected, layer = pair(theirs, ours)
+    for module in (expected, layer):
+        module.norm2 = module.norm1
+        module.self_attn.out_proj.bias = module.linear2.bias
+        parametrize.register_parametrization(module.linear1, "weight", Scaled())
+        parametrize.register_parametrization(module.self_attn, "in_proj_weight", Scaled())
+        parametrize.register_parametrization(module.norm1, "weight", Scaled())
+    x = inputs(count)
+    torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_separate_projections_and_a_memory_of_another_width(bias):
+    expected, layer = pair(nn.TransformerDecoderLayer, LieTrotterDecoderLayer, bias=bias)
+    for module in (expected, layer):
+        module.multihead_attn = nn.MultiheadAttention(
+            D, H, bias=bias, kdim=5, vdim=5, batch_first=True, dtype=torch.float64
+        )
+    randomize(expected)
+    twin(layer, expected)
+    tgt, memory = inputs(1)[0], torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(output_and_grads(layer, tgt, memory), output_and_grads(expected, tgt, memory))
+
+
+def test_other_norms_and_no_dropout_modules():
+    expected, layer = pair(nn.TransformerEncoderLayer, LieTrotterEncoderLayer, dropout=0.5)
+    for module in (expected, layer):
+        module.norm1 = nn.RMSNorm(D, eps=1e-3, dtype=torch.float64)
+        module.norm2 = nn.Identity()
+        module.dropout = module.dropout1 = module.dropout2 = nn.Identity()
+        module.self_attn.dropout = 0.0
+    x = inputs(1)
+    torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
+
+
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (F.relu, "relu"),
+        (torch.relu, "relu"),
+        ("relu", "relu"),
+        (nn.ReLU(), "relu"),
+        (F.gelu, "gelu"),
+        ("gelu", "gelu"),
+        (nn.GELU(), "gelu"),
+        (nn.GELU("tanh"), "gelu_tanh"),
+        (functools.partial(F.gelu, approximate="tanh"), "gelu_tanh"),
+        (F.silu, "silu"),
+        (nn.SiLU(), "silu"),
+        (F.mish, F.mish),
+    ],
+)
+def test_activations(activation, name):
+    assert fused_activation(activation) == name
+    expected, layer = pair(nn.TransformerEncoderLayer, LieTrotterEncoderLayer, activation=activation)
+    x = inputs(1)
+    torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
+
+
+def test_activation_with_parameters():
+    expected, layer = pair(nn.TransformerEncoderLayer, LieTrotterEncoderLayer, activation=nn.PReLU(dtype=torch.float64))
+    layer.activation = copy.deepcopy(expected.activation)
+    x = inputs(1)
+    results = [output_and_grads(m, *x) for m in (layer, expected)]
+    assert results[0][-1].abs().sum() > 0
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_dropout_obeys_the_mode_of_each_module(theirs, ours, count):
+    expected, layer = pair(theirs, ours, dropout=0.5)
+    x = inputs(count)
+    assert not torch.allclose(layer(*x), layer(*x))
+    torch.testing.assert_close(layer.eval()(*x), expected.eval()(*x))
+    layer.self_attn.train()
+    assert not torch.allclose(layer(*x), layer(*x))
+    layer.train()
+    torch.manual_seed(5)
+    y = layer(*x)
+    torch.manual_seed(5)
+    assert torch.equal(layer(*x), y)
+
+
+def test_nested_conversion_of_torch_encoder():
+    """In eval ``nn.TransformerEncoder`` hands nested tensors to its layers where a padding mask is given."""
+    layer = nn.TransformerEncoderLayer(D, H, F_, 0.0, batch_first=True, dtype=torch.float64)
+    stack = randomize(nn.TransformerEncoder(layer, 2, enable_nested_tensor=True)).eval()
+    x = torch.randn(3, 5, D, dtype=torch.float64)
+    padding = torch.arange(5) >= torch.tensor([[3], [5], [1]])
+    seen = []
+    with torch.no_grad():
+        expected = stack(x, src_key_padding_mask=padding)
+        for layer in stack.layers:
+            layer.__class__ = LieTrotterEncoderLayer
+            layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].is_nested))
+        torch.testing.assert_close(stack(x, src_key_padding_mask=padding), expected)
+    assert seen == [True, True]
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_inside_torch_transformer(norm_first):
+    build = {"dropout": 0.0, "norm_first": norm_first, "batch_first": True, "dtype": torch.float64}
+    with pytest.warns() if norm_first else torch.no_grad():  # torch's remark that it will not nest
+        model = randomize(nn.Transformer(D, H, 2, 2, F_, **build))
+    src, tgt = torch.randn(2, 6, D, dtype=torch.float64), torch.randn(2, 5, D, dtype=torch.float64)
+    causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[0, 4:] = True
+    masks = {"tgt_mask": causal, "src_key_padding_mask": padding, "memory_key_padding_mask": padding}
+    expected = output_and_grads(model, src, tgt, **masks)
+    for module in model.modules():
+        if type(module) is nn.TransformerEncoderLayer:
+            module.__class__ = LieTrotterEncoderLayer
+        elif type(module) is nn.TransformerDecoderLayer:
+            module.__class__ = LieTrotterDecoderLayer
+    torch.testing.assert_close(output_and_grads(model, src, tgt, **masks), expected)
+
+
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_compiles_as_one_graph(theirs, ours, count):
+    expected, layer = pair(theirs, ours)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = inputs(count)
+    mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    for training in (True, False):
+        layer.train(training)
+        y, *grads = (
+            output_and_grads(expected, *x, mask) if count == 1 else output_and_grads(expected, *x, tgt_mask=mask)
+        )
+        z = compiled(*x, mask) if count == 1 else compiled(*x, tgt_mask=mask)
+        torch.testing.assert_close(z, y)
+        torch.testing.assert_close(list(torch.autograd.grad(z, [*x, *layer.parameters()], cotangent(z))), grads)
+
+
+@pytest.mark.parametrize("kind", [LieTrotterEncoderLayer, LieTrotterDecoderLayer])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"d_model": 6, "nhead": 4}, "nhead: expected a divisor of d_model = 6; got 4"),
+        ({"d_model": 0}, "d_model: expected an integer of at least 1"),
+        ({"dim_feedforward": -1}, "dim_feedforward: expected an integer of at least 1"),
+        ({"dropout": 1.5}, "dropout: expected a probability between 0 and 1; got 1.5"),
+        ({"dropout": float("nan")}, "dropout: expected a finite number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps: expected a finite number"),
+        ({"save": "all"}, "save: expected one of 'fast', 'lean'; got 'all'"),
+    ],
+)
+def test_constructor_refusals(kind, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**{"d_model": D, "nhead": H, **arguments})
+
+
+def test_submodules_that_are_not_understood_are_refused():
+    x = torch.randn(2, 5, D)
+    layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
+    layer.linear1 = nn.Sequential(layer.linear1)
+    with pytest.raises(TypeError, match="linear1: expected Linear; got Sequential"):
+        layer(x)
+    layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
+    layer.norm1 = nn.BatchNorm1d(D)
+    with pytest.raises(TypeError, match="norm: expected LayerNorm.* got BatchNorm1d"):
+        layer(x)
+    layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
+    layer.self_attn = nn.MultiheadAttention(D, H, add_zero_attn=True, batch_first=True)
+    with pytest.raises(ValueError, match="attention: expected .* without add_bias_kv and add_zero_attn"):
+        layer(x)

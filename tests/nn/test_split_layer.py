@@ -1,0 +1,140 @@
+"""Claim: SplitLayer of every scheme is its substeps written out by hand, at the same number of matrix parameters, as
+one autograd node that keeps what its memory policy says."""
+
+import pytest
+import torch
+
+from macaron_ops.nn import AttendStep, SplitLayer
+from macaron_ops.splitting import CATALOGUE, AffineSplitting, Splitting
+from tests import twins
+from tests.nn.tools import kept_bytes, output_and_grads, randomize, twin
+
+D, H, F = 8, 4, 24
+COMPOSITIONS = {name: scheme for name, scheme in CATALOGUE.items() if isinstance(scheme, Splitting)}
+
+
+def step(stage, x, c, placement, blocked=None):
+    """One stage in plain torch, with its parameters."""
+    norm = {"norm_weight": stage.norm.weight, "norm_bias": stage.norm.bias, "step": c, "placement": placement}
+    if isinstance(stage, AttendStep):
+        matrices = (stage.in_proj.weight, stage.in_proj.bias, stage.out_proj.weight, stage.out_proj.bias)
+        return twins.attend_step(x, *matrices, stage.num_heads, blocked=blocked, **norm)
+    linears = (stage.linear1.weight, stage.linear1.bias, stage.linear2.weight, stage.linear2.bias)
+    return twins.ffn_step(x, *linears, activation="gelu", **norm)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("name", COMPOSITIONS)
+def test_compositions(name, placement, device):
+    layer = SplitLayer(D, H, F, scheme=name, activation="gelu", placement=placement, dtype=torch.float64, device=device)
+    randomize(layer)
+    x = torch.randn(2, 5, D, dtype=torch.float64, device=device, requires_grad=True)
+    future = torch.ones(5, 5, dtype=torch.bool, device=device).triu(1)
+    y = x
+    for stage, (operator, c) in zip(layer.stages, COMPOSITIONS[name].stages, strict=True):
+        assert isinstance(stage, AttendStep) == (operator == "A")
+        y = step(stage, y, c, placement, future)
+    z = layer(x, causal=True)
+    torch.testing.assert_close(z, y)
+    wanted = [x, *layer.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(z.square().sum(), wanted), torch.autograd.grad(y.square().sum(), wanted)
+    )
+
+
+def test_parallel():
+    layer = randomize(SplitLayer(D, H, F, scheme="parallel", activation="gelu", dtype=torch.float64))
+    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+    attend, ffn = layer.stages
+    y = x + (step(attend, x, 1.0, "pre") - x) + (step(ffn, x, 1.0, "pre") - x)
+    z = layer(x)
+    torch.testing.assert_close(z, y)
+    wanted = [x, *layer.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(z.square().sum(), wanted), torch.autograd.grad(y.square().sum(), wanted)
+    )
+
+
+def test_a_scheme_of_ones_own():
+    """Any table: three stages of B, one of them backwards."""
+    scheme = Splitting("own", 1, (("B", 0.7), ("A", 1.0), ("B", -0.2), ("B", 0.5)), "this test")
+    layer = randomize(SplitLayer(D, H, F, scheme=scheme, activation="gelu", dtype=torch.float64))
+    y = x = torch.randn(2, 5, D, dtype=torch.float64)
+    for stage, (_, c) in zip(layer.stages, scheme.stages, strict=True):
+        y = step(stage, y, c, "pre")
+    torch.testing.assert_close(layer(x), y)
+
+
+def test_parameter_parity():
+    def matrices(name):
+        return sum(p.numel() for p in SplitLayer(D, H, F, scheme=name).parameters() if p.dim() > 1)
+
+    assert {matrices(name) for name in CATALOGUE} == {4 * D * D + 2 * D * F}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_lean_equals_fast_and_keeps_less(name, dtype):
+    build = {"scheme": name, "activation": "gelu", "dtype": dtype}
+    fast = randomize(SplitLayer(32, H, 128, save="fast", **build))
+    lean = twin(SplitLayer(32, H, 128, save="lean", **build), fast)
+    x = torch.randn(2, 16, 32, dtype=dtype, requires_grad=True)
+    results = [output_and_grads(layer, x) for layer in (lean, fast)]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    parameters = sum(p.numel() for p in fast.parameters()) * x.element_size()
+    activations = [kept_bytes(lambda layer=layer: layer(x)) - parameters for layer in (lean, fast)]
+    hidden_and_qkv = x.numel() * x.element_size() * (4 + 3)
+    assert activations[1] - activations[0] == hidden_and_qkv
+
+
+def test_one_autograd_node():
+    layer = SplitLayer(D, H, F)
+    x = torch.randn(2, 5, D, requires_grad=True)
+    inputs = [node for node, _ in layer(x).grad_fn.next_functions if node is not None]
+    assert {type(node).__name__ for node in inputs} == {"AccumulateGrad"}
+
+
+def test_dropout_seeds():
+    layer = SplitLayer(D, H, F, dropout=0.3, attention_dropout=0.3, activation_dropout=0.3)
+    x = torch.randn(2, 5, D)
+    assert torch.equal(layer(x, seed=5), layer(x, seed=5))
+    y = x
+    for i, stage in enumerate(layer.stages):
+        y = stage(y, seed=5 + i)
+    torch.testing.assert_close(layer(x, seed=5), y)
+    layer.eval()
+    assert torch.equal(layer(x, seed=5), layer(x))
+
+
+@pytest.mark.parametrize("name", ["strang_ABA", "parallel"])
+def test_compiles_as_one_graph(name):
+    layer = randomize(SplitLayer(D, H, F, scheme=name, dtype=torch.float64))
+    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(output_and_grads(compiled, x), output_and_grads(layer, x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scheme": "strang"}, "scheme: expected one of 'lie_trotter_AB', .*; got 'strang'"),
+        ({"scheme": None}, "scheme: expected one of"),
+        ({"nhead": 3}, "nhead: expected a divisor of d_model = 8; got 3"),
+        ({"nhead": 1, "scheme": "strang_ABA"}, "nhead: expected a multiple of 2, .* A stages of 'strang_ABA'; got 1"),
+        ({"dim_feedforward": 25}, "dim_feedforward: expected a multiple of 2, .* B stages of 'strang_BAB'; got 25"),
+        ({"scheme": "parallel", "placement": "post"}, "placement: expected 'pre' for the scheme 'parallel'"),
+        ({"dropout": 1.2}, "dropout: expected a probability"),
+        ({"save": "slow"}, "save: expected one of"),
+    ],
+)
+def test_refusals(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SplitLayer(**{"d_model": D, "nhead": H, "dim_feedforward": F, **arguments})
+
+
+def test_a_sum_of_compositions_is_refused():
+    mean = AffineSplitting(
+        "mean", 1, ((0.5, (("A", 1.0), ("B", 1.0))), (0.5, (("B", 1.0), ("A", 1.0)))), "symmetrised Lie-Trotter"
+    )
+    with pytest.raises(ValueError, match="scheme: expected a composition, or a sum of single stages; got 'mean'"):
+        SplitLayer(D, H, F, scheme=mean)
