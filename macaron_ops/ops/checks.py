@@ -26,7 +26,7 @@ def number(name: str, value: object, *, minimum: float | None = None) -> float:
     """A finite real number, at least ``minimum``; returned as float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number; got {_describe(value)}")
-    if not math.isfinite(value) or (minimum is not None and value < minimum):
+    if not -math.inf < value < math.inf or (minimum is not None and value < minimum):
         bound = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name}: expected a finite number{bound}; got {value}")
     return float(value)
