@@ -126,6 +126,15 @@ def test_dropout_mode_seed_and_copies(module):
     torch.testing.assert_close(macaron_ops.split_layer(x, [module.substep(seed=3)]), module(x, seed=3))
 
 
+def test_compiles_again_for_other_numbers():
+    """The second step size makes torch.compile treat the number as a variable."""
+    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+    for step in (0.5, 1.0, 0.25):
+        module = randomize(FFNStep(D, F, step=step, eps=step * 1e-3, dtype=torch.float64))
+        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(output_and_grads(compiled, x), output_and_grads(module, x))
+
+
 def test_initialisation():
     ffn, attend = FFNStep(64, 128), AttendStep(64, 4, num_kv_heads=2)
     assert ffn.linear1.weight.abs().max() <= 64**-0.5 and ffn.linear2.weight.abs().max() <= 128**-0.5
