@@ -2,8 +2,9 @@
 
 Masks mean what they mean to ``nn.MultiheadAttention``: ``(T, S)`` or ``(B H, T, S)`` and ``(B, S)`` (``(S,)``
 unbatched), bool (True: may not attend) or added to the scores. ``is_causal`` is torch's hint that the mask is the
-causal one: it takes the mask's place, unless there is a key padding mask too. The one intended difference: a row that
-is masked entirely attends to nothing and gives zeros, where torch gives NaN.
+causal one: it takes the mask's place, unless there is a key padding mask too. As torch takes it, a float32 mask may go
+with inputs of any dtype; it is cast to theirs. The one intended difference: a row that is masked entirely attends to
+nothing and gives zeros, where torch gives NaN.
 """
 
 from collections.abc import Callable
@@ -101,19 +102,22 @@ def attention_arguments(
     tokens, keys = x.shape[-2], context.shape[-2]
     if mask is not None:
         sequences = x.shape[0] if x.dim() == 3 else 1
-        _check_mask(mask_name, mask, (tokens, keys), (sequences * num_heads, tokens, keys))
+        mask = _fit_mask(mask_name, mask, x, (tokens, keys), (sequences * num_heads, tokens, keys))
     if padding is not None:
-        _check_mask(padding_name, padding, (*x.shape[:-2], keys))
+        padding = _fit_mask(padding_name, padding, x, (*x.shape[:-2], keys))
     return {"causal": causal, "attn_mask": mask, "key_padding_mask": padding}
 
 
-def _check_mask(name: str, mask: object, *shapes: tuple[int, ...]) -> None:
+def _fit_mask(name: str, mask: object, x: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """The mask, of one of the shapes; a float32 one in the dtype of ``x``."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: expected a tensor or None; got {type(mask).__name__}")
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"{name}: expected dtype bool or floating; got {mask.dtype}")
+    cast = mask.is_floating_point() and torch.is_autocast_enabled(x.device.type)  # by the operator
+    if mask.dtype not in (torch.bool, torch.float32, x.dtype) and not cast:
+        raise TypeError(f"{name}: expected dtype bool, float32 or that of the input, {x.dtype}; got {mask.dtype}")
     if tuple(mask.shape) not in shapes:
         raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}; got {tuple(mask.shape)}")
+    return mask.to(x.dtype) if mask.dtype == torch.float32 else mask
 
 
 def _check_nested(name: str, x: Tensor, attention: nn.MultiheadAttention, **masks: Tensor | None) -> None:

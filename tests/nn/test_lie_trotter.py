@@ -210,6 +210,7 @@ def test_dropout_obeys_the_mode_of_each_module(theirs, ours, count):
     assert torch.equal(layer(*x), y)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_conversion_of_torch_encoder():
     """In eval ``nn.TransformerEncoder`` hands nested tensors to its layers where a padding mask is given."""
     layer = nn.TransformerEncoderLayer(D, H, F_, 0.0, batch_first=True, dtype=torch.float64)

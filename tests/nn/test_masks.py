@@ -168,9 +168,27 @@ def test_decoder_refuses_masks(arguments, message):
         layer(torch.randn(B, T, D), torch.randn(B, S, D), **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_float32_masks_go_with_every_dtype(dtype):
+    """``generate_square_subsequent_mask`` makes one unless told otherwise."""
+    layer = LieTrotterEncoderLayer(D, H, 8, 0.0, batch_first=True, dtype=dtype)
+    x = torch.randn(B, T, D, dtype=dtype)
+    padding = torch.tensor([[False] * T, [False] * 2 + [True] * 2])
+    added = torch.zeros(B, T).masked_fill(padding, -torch.inf)
+    causal = nn.Transformer.generate_square_subsequent_mask(T)
+    assert torch.equal(layer(x, causal, added), layer(x, causal == -torch.inf, padding))
+    with pytest.raises(TypeError, match="src_mask: expected dtype bool, float32 or that of the input"):
+        layer(x, causal.to(torch.float16 if dtype != torch.float16 else torch.bfloat16))
+    if dtype != torch.float64:
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(layer(x.float(), causal.to(dtype), added), layer(x, causal, added))
+
+
 def test_integer_masks_are_refused():
     layer = LieTrotterEncoderLayer(D, H, 8, batch_first=True)
-    with pytest.raises(TypeError, match="src_mask: expected dtype bool or floating; got torch.uint8"):
+    with pytest.raises(
+        TypeError, match="src_mask: expected dtype bool, float32 or that of the input, .*; got torch.uint8"
+    ):
         layer(torch.randn(B, T, D), torch.zeros(T, T, dtype=torch.uint8))
     with pytest.raises(TypeError, match="src_key_padding_mask: expected a tensor or None; got list"):
         layer(torch.randn(B, T, D), src_key_padding_mask=[1, 2])
