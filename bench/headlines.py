@@ -29,11 +29,17 @@ def headlines(document: dict[str, object], count: int = 3) -> list[str]:
     return found[:count]
 
 
-def compared(ratio: float) -> str:
-    """1.2 -> '1.20x the speed of'; below 1 the word is slower."""
+def compared(ratio: float, low: float | None = None, high: float | None = None) -> str:
+    """1.2 -> '1.20x the speed of'; below 1 the word is slower; noise from `low` to `high` around 1 is called so."""
+    if low is not None and high is not None and low <= 1 <= high:
+        return f"within noise, {ratio:.2f}x the speed of"
     if abs(ratio - 1) < 0.005:
         return "as fast as"
     return f"{ratio:.2f}x the speed of" if ratio > 1 else f"slower: {ratio:.2f}x the speed of"
+
+
+def _told(speedup: dict[str, object]) -> str:
+    return compared(speedup["median"], speedup["p20"], speedup["p80"])
 
 
 def _failures(rows: list[Row]) -> Iterable[str]:
@@ -48,7 +54,7 @@ def _model(rows: list[Row]) -> Iterable[str]:
     for dtype in dict.fromkeys(row["dtype"] for row in after):
         mine = [row for row in after if row["dtype"] == dtype]
         speeds = "; ".join(
-            f"batch {row['shape']['batch']}: {compared(row['speedup']['median'])} transformers' own layers "
+            f"batch {row['shape']['batch']}: {_told(row['speedup'])} transformers' own layers "
             f"({numbers.digits(row['tokens_per_s'])} tokens/s)"
             for row in mine
         )

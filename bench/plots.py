@@ -169,8 +169,11 @@ def _by_pass(
     """One panel for each pass; subjects down the side, one mark a variant."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    height = 1.5 + len(subjects) * (0.22 + 0.125 * len(variants))
+    variants = sorted({row["variant"] for row in rows}, key=_rank)
+    drawn = {(row["subject"], row["variant"]) for row in rows}
+    lines = {subject: [name for name in variants if (subject, name) in drawn] for subject in subjects}
+    most = max(len(line) for line in lines.values())
+    height = 1.5 + len(subjects) * (0.22 + 0.125 * most)
     figure, panels = plt.subplots(
         1, len(passes), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained"
     )
@@ -184,7 +187,8 @@ def _by_pass(
         for row in rows:
             found = value(row)
             if row["pass"] == direction and found:
-                offset = (variants.index(row["variant"]) + 0.5) / len(variants) - 0.5
+                line = lines[row["subject"]]
+                offset = (line.index(row["variant"]) - (len(line) - 1) / 2) / most
                 handles[row["variant"]] = _mark(
                     axes, found, subjects.index(row["subject"]) + 0.84 * offset, row["variant"], theme
                 )
@@ -242,6 +246,13 @@ def _model(rows: Sequence[Row], theme: Theme) -> Figure:
         axes.set_xlabel("real tokens per second", color=theme.muted, fontsize=8.5)
         axes.set_title(subject, color=theme.ink, fontsize=10, loc="left", fontweight="bold")
     return figure
+
+
+def _rank(variant: str) -> tuple[int, str]:
+    """The order of the colours, then Lie-Trotter before Strang."""
+    names = list(_COLOURS)
+    matching = [name for name in names if variant.startswith(name)]
+    return (names.index(max(matching, key=len)) if matching else len(names)), variant
 
 
 def _colour(variant: str) -> str:

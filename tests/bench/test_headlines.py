@@ -7,6 +7,8 @@ def test_slower_is_called_slower():
     assert compared(0.8) == "slower: 0.80x the speed of"
     assert compared(1.25) == "1.25x the speed of"
     assert compared(1.001) == "as fast as"
+    assert compared(1.03, 0.9, 1.1) == "within noise, 1.03x the speed of"
+    assert compared(1.25, 1.2, 1.3) == "1.25x the speed of"
 
 
 def test_ratios_are_geometric_means_with_their_range(make_document, make_row):

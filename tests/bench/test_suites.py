@@ -90,6 +90,27 @@ def test_a_variant_that_fails_is_a_row_and_the_others_are_timed(tmp_path, measur
     assert "time" in rows[0] and "time" not in rows[1]
 
 
+@pytest.mark.parametrize("where", ["inputs", "timing"])
+def test_what_fails_outside_of_a_variant_fails_its_group_alone(where, tmp_path, measured, tiny):
+    def build(names):
+        if where == "inputs":
+            raise MemoryError("no room for the inputs")
+        yield group.Variant("eager", lambda: group.Ready(call))
+
+    def call():
+        calls.append(1)
+        if len(calls) > 3:  # the check and the weighing went well
+            raise MemoryError("no room any more")
+        return (torch.zeros(1),)
+
+    calls = []
+    bad = dataclasses.replace(make_group([]), names=("eager",), build=build)
+    good = make_group([group.Variant("eager", lambda: group.Ready(lambda: (torch.zeros(1),)))])
+    rows = run(runner.select([bad, good], Options()), Options(), tmp_path, measured)
+    assert [row["status"] for row in rows] == ["failed", "ok"]
+    assert rows[0]["reason"].startswith("MemoryError: no room")
+
+
 def test_without_its_denominator_a_row_has_no_speed(tmp_path, measured, tiny):
     def broken():
         raise RuntimeError("no eager today")
