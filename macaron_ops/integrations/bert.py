@@ -34,6 +34,9 @@ _LAYERS = {
     }.items()
 }
 
+# Before, layers returned tuples (4.x), or outputs were recorded by patching their forward (5.0, 5.1).
+_OLDEST = (5, 2)
+
 # A layer's parts and what they have to be; "*" stands for the layer's own prefix, such as "Bert".
 _PARTS = {
     "attention": "*Attention",
@@ -153,6 +156,9 @@ def _parts(original: type[nn.Module]) -> tuple[tuple[str, str, str, type[nn.Modu
 
 
 def _why_not(layer: nn.Module) -> str | None:
+    version = sys.modules["transformers"].__version__
+    if tuple(map(int, version.split(".")[:2])) < _OLDEST:
+        return f"transformers {version}: the layers of {'.'.join(map(str, _OLDEST))} and later are known"
     original = layer.__dict__.get("replaced_class", type(layer))
     return _changed(layer, _fused(original).parts)
 

@@ -25,6 +25,8 @@ _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
 # What a replaced layer remembers, in its __dict__.
 _ORIGINAL, _SAVE = "replaced_class", "save"
 
+_OWN_FORWARD = "it has a forward of its own, which a change of class does not reach"
+
 
 def replace_layers(model: nn.Module, *, save: str = "fast", families: Iterable[str] | str | None = None) -> Report:
     """Replaces each layer of a known family in ``model`` by one that runs as one fused operator.
@@ -77,7 +79,7 @@ def restore_layers(model: nn.Module) -> Report:
     """Undoes :func:`replace_layers`: each replaced layer gets its own class back.
 
     Returns:
-        What was restored; a replaced layer whose class was changed once more since is left, with the reason.
+        What was restored; a replaced layer that was wrapped once more since is left, with the reason.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -91,7 +93,8 @@ def restore_layers(model: nn.Module) -> Report:
         if _restore(layer):
             report.replaced.append(Replaced(name, cls.__name__, type(layer).__name__))
         else:
-            report.left.append(Left(name, cls.__name__, "its class was changed since it was replaced"))
+            reason = _OWN_FORWARD if "forward" in layer.__dict__ else "its class was changed since it was replaced"
+            report.left.append(Left(name, cls.__name__, reason))
     return report
 
 
@@ -128,14 +131,16 @@ def _why_not(layer: nn.Module, family: Family, original: type[nn.Module]) -> str
     elif cls is not original:
         return f"a subclass of {original.__name__}, which may do something else"
     if "forward" in layer.__dict__:
-        return "it has a forward of its own, which a change of class does not reach"
+        return _OWN_FORWARD
     return why_not_weights(layer) or family.why_not(layer)
 
 
 def _restore(layer: nn.Module) -> bool:
     """Whether ``layer`` was a replaced one, and now is not."""
     original = layer.__dict__.get(_ORIGINAL)
-    if original is None or type(layer) is not _FAMILY_OF[class_name(original)].fused(original):
+    if original is None or "forward" in layer.__dict__:
+        return False
+    if type(layer) is not _FAMILY_OF[class_name(original)].fused(original):
         return False
     layer.__class__ = original
     del layer.__dict__[_ORIGINAL], layer.__dict__[_SAVE]

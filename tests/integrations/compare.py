@@ -10,7 +10,7 @@ def loss_and_grads(model: nn.Module, call) -> tuple[Tensor, dict[str, Tensor]]:
     """``call(model)`` and the gradients of a weighted sum of it in all parameters."""
     model.zero_grad()
     y = call(model)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
+    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view(y.shape)).sum().backward()
     return y.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -208,12 +208,12 @@ def test_each_dropout_has_its_own_probability(monkeypatch):
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_autocast(train):
-    exact, x = tiny().train(train), ids()
+def test_autocast(train, device):
+    exact, x, keep = tiny().to(device).train(train), ids().to(device), KEEP.to(device)
     model = copy.deepcopy(exact).float()
-    call = lambda m: m(x, KEEP).last_hidden_state  # noqa: E731
+    call = lambda m: m(x, keep).last_hidden_state  # noqa: E731
     y, grads = loss_and_grads(exact, call)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         eager_y, eager_grads = loss_and_grads(model, call)
         fused_y, fused_grads = loss_and_grads(fused(model), call)
     assert fused_y.dtype == eager_y.dtype == torch.float32
@@ -346,6 +346,12 @@ def test_a_layer_that_changes_later_does_not_skip_the_change_in_silence(reason, 
         call(x)
     (left,) = macaron_ops.replace_layers(layer).left
     assert left.cls == "FusedBertLayer" and type(layer).__name__ == "BertLayer"
+
+
+def test_layers_of_an_older_transformers_are_left(monkeypatch):
+    monkeypatch.setattr(bert, "_OLDEST", (99, 0))
+    reasons = {left.reason for left in macaron_ops.replace_layers(tiny()).left}
+    assert reasons == {f"transformers {transformers.__version__}: the layers of 99.0 and later are known"}
 
 
 def test_a_subclass_is_left():

@@ -28,11 +28,12 @@ def minilm():
 
 
 @pytest.fixture(scope="module")
-def tokenize():
+def tokenize(device):
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(), local_files_only=True)
 
     def call(sentences, length=128):
-        return tokenizer(sentences, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        batch = tokenizer(sentences, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        return {name: tensor.to(device) for name, tensor in batch.items()}
 
     return call
 
@@ -43,8 +44,8 @@ def embed(model, batch):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_embeddings_and_state(minilm, tokenize, attention):
-    model = copy.deepcopy(minilm)
+def test_embeddings_and_state(minilm, tokenize, attention, device):
+    model = copy.deepcopy(minilm).to(device)
     model.set_attn_implementation(attention)
     state, sentences = same_state(model), corpus.sample(24, seed=0)
     with torch.no_grad():
@@ -73,29 +74,30 @@ def losses(model, batches):
     for first, second in batches:
         optimiser.zero_grad()
         similarity = 20 * embed(model, first) @ embed(model, second).T
-        loss = F.cross_entropy(similarity, torch.arange(len(similarity)))
+        loss = F.cross_entropy(similarity, torch.arange(len(similarity), device=similarity.device))
         loss.backward()
         optimiser.step()
         values.append(loss.item())
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_twenty_training_steps(minilm, tokenize):
+def test_twenty_training_steps(minilm, tokenize, device):
     text = corpus.sentences()
     batches = [
         (tokenize(text[i : i + 12 : 2], length=24), tokenize(text[i + 1 : i + 12 : 2], length=24))
         for i in range(0, 20 * 12, 12)
     ]
-    replaced = copy.deepcopy(minilm)
+    original = copy.deepcopy(minilm).to(device)
+    replaced = copy.deepcopy(original)
     macaron_ops.replace_layers(replaced)
-    before, after = losses(minilm, batches), losses(replaced, batches)
+    before, after = losses(original, batches), losses(replaced, batches)
     assert len(before) == 20
     difference = ((after - before) / before).abs().max()
     assert difference <= TRAINING
 
 
-def test_the_whole_model_compiles_without_a_graph_break(minilm, tokenize):
-    model, batch = copy.deepcopy(minilm), tokenize(corpus.sample(4, seed=1), length=16)
+def test_the_whole_model_compiles_without_a_graph_break(minilm, tokenize, device):
+    model, batch = copy.deepcopy(minilm).to(device), tokenize(corpus.sample(4, seed=1), length=16)
     macaron_ops.replace_layers(model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():

@@ -150,6 +150,18 @@ def test_a_class_changed_once_more_is_not_restored_blindly():
     assert type(layer).__name__ == "Sharded"
 
 
+def test_a_layer_wrapped_since_is_not_restored_blindly():
+    layer = _layer()
+    macaron_ops.replace_layers(layer)
+    layer.forward = layer.forward
+    for function in (macaron_ops.restore_layers, macaron_ops.replace_layers):
+        (left,) = function(layer).left
+        assert left.reason == "it has a forward of its own, which a change of class does not reach"
+        assert type(layer) is LieTrotterEncoderLayer
+    del layer.forward
+    assert len(macaron_ops.restore_layers(layer).replaced) == 1
+
+
 def test_families_are_chosen_by_name():
     model = nn.Sequential(_layer())
     assert macaron_ops.replace_layers(model, families=["bert"]).replaced == []

@@ -90,11 +90,11 @@ def test_unbatched_input():
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
-def test_autocast_is_as_exact_as_eager_in_its_dtype(train):
-    exact, x = encoder().train(train), torch.randn(BATCH, SOURCE, D)
+def test_autocast_is_as_exact_as_eager_in_its_dtype(train, device):
+    exact, x = encoder().to(device).train(train), torch.randn(BATCH, SOURCE, D, device=device)
     y, grads = loss_and_grads(exact, lambda m: m(x.double()).double())
     eager_y, eager_grads = loss_and_grads(copy.deepcopy(exact).bfloat16(), lambda m: m(x.bfloat16()))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         fused_y, fused_grads = loss_and_grads(fused(copy.deepcopy(exact).float()), lambda m: m(x))
     assert_by_rule("y", fused_y.bfloat16(), eager_y, y)
     for name, grad in grads.items():
