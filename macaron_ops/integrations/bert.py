@@ -136,8 +136,8 @@ def _check_call(layer: nn.Module, mask: object, **kwargs: object) -> None:
         )
     for name in _UNSUPPORTED:
         value = kwargs.get(name)
-        if name == "output_attentions":
-            value = value or layer.attention.self.config.output_attentions
+        if name == "output_attentions" and value is None:
+            value = layer.attention.self.config.output_attentions
         if value is not None and value is not False:
             raise ValueError(
                 f"{name}: expected None or False, for a fused layer keeps no attention weights and no cache; got "

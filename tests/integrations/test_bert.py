@@ -106,6 +106,13 @@ def test_masks_that_a_layer_may_get(mask):
     torch.testing.assert_close(twin(x, mask), layer(x, mask))
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_sequence_of_padding_alone(attention):
+    model, x = tiny(attention=attention).eval(), ids()
+    keep = torch.stack([KEEP[0], torch.zeros_like(KEEP[0])])
+    torch.testing.assert_close(fused(model)(x, keep)[0], model(x, keep)[0])
+
+
 def test_a_mask_that_is_no_tensor_is_refused():
     with pytest.raises(TypeError, match="attention_mask: expected a tensor of 4 dimensions or None; got dict"):
         fused(tiny()).encoder.layer[0](torch.randn(1, 2, 24, dtype=torch.float64), {})
@@ -140,6 +147,7 @@ def test_attentions_are_refused_and_come_back():
     twin.config.output_attentions = True
     with pytest.raises(ValueError, match="output_attentions"):
         twin(x, KEEP)
+    torch.testing.assert_close(twin(x, KEEP, output_attentions=False)[0], model(x, KEEP)[0])
     macaron_ops.restore_layers(twin)
     for a, e in zip(twin(x, KEEP).attentions, expected, strict=True):
         assert torch.equal(a, e)
