@@ -210,6 +210,24 @@ def test_dropout_obeys_the_mode_of_each_module(theirs, ours, count):
     assert torch.equal(layer(*x), y)
 
 
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_each_dropout_is_at_its_place(theirs, ours, count):
+    """A probability of 1 leaves nothing to chance: torch's layer gives the expected output."""
+    names = [name for name, m in ours(D, H).named_modules() if isinstance(m, (nn.Dropout, nn.MultiheadAttention))]
+    assert len(names) == (4 if count == 1 else 6)
+    x = inputs(count)
+    seen = []
+    for name in names:
+        expected, layer = pair(theirs, ours)
+        for module in (expected, layer):
+            place = module.get_submodule(name)
+            setattr(place, "p" if isinstance(place, nn.Dropout) else "dropout", 1.0)
+        results = [output_and_grads(m, *x) for m in (layer, expected)]
+        torch.testing.assert_close(*results, msg=lambda text, name=name: f"{name}: {text}")
+        seen.append(results[0][0])
+    assert not any(torch.allclose(a, b) for i, a in enumerate(seen) for b in seen[:i])
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_conversion_of_torch_encoder():
     """In eval ``nn.TransformerEncoder`` hands nested tensors to its layers where a padding mask is given."""

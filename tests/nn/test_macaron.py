@@ -103,6 +103,12 @@ def test_decoder_order(norm_first, bias, device):
 def test_every_dropout_is_where_macaron_net_has_it(kind, norm_first):
     """relu_dropout after the activation, dropout after fc2 and before the 0.5, attention_dropout on the weights."""
     layer = build(kind, 0.3, norm_first=norm_first, batch_first=True, attention_dropout=0.2, activation_dropout=0.4)
+    outputs = [
+        getattr(layer, name) for name in ("macaron_dropout", "dropout1", "dropout2", "dropout3")[: kind.has_context + 3]
+    ]
+    assert all(module.p == 0.3 for module in outputs)
+    for i, module in enumerate(outputs):
+        module.p = 0.1 + 0.1 * i
     x, memory = (torch.randn(2, 5, D, dtype=torch.float64) for _ in range(2))
     arguments = (x,) if kind is MacaronEncoderLayer else (x, memory)
     torch.manual_seed(11)
@@ -116,32 +122,31 @@ def test_every_dropout_is_where_macaron_net_has_it(kind, norm_first):
     def step(t, norm, branch):
         return t + branch(norm(t)) if norm_first else norm(t + branch(t))
 
-    def half(fc1, fc2, seed):
+    def half(fc1, fc2, i):
         def branch(t):
-            hidden = drop(F.relu(fc1(t)), 0.4, seed, HIDDEN_STREAM)
-            return 0.5 * drop(fc2(hidden), 0.3, seed, OUTPUT_STREAM)
+            hidden = drop(F.relu(fc1(t)), 0.4, seeds[i], HIDDEN_STREAM)
+            return 0.5 * drop(fc2(hidden), outputs[i].p, seeds[i], OUTPUT_STREAM)
 
         return branch
 
-    def attend(module, source, seed):
+    def attend(module, source, i):
         def branch(t):
             w, b = module.in_proj_weight.chunk(3), module.in_proj_bias.chunk(3)
             keys = t if source is None else source
             q, k, v = (
-                F.linear(s, w[i], b[i]).unflatten(-1, (H, -1)).transpose(1, 2) for i, s in enumerate((t, keys, keys))
+                F.linear(s, w_s, b_s).unflatten(-1, (H, -1)).transpose(1, 2)
+                for s, w_s, b_s in zip((t, keys, keys), w, b, strict=True)
             )
-            p = drop(torch.softmax(q @ k.mT / (D // H) ** 0.5, -1), 0.2, seed, HIDDEN_STREAM)
-            return drop(module.out_proj((p @ v).transpose(1, 2).flatten(-2)), 0.3, seed, OUTPUT_STREAM)
+            p = drop(torch.softmax(q @ k.mT / (D // H) ** 0.5, -1), 0.2, seeds[i], HIDDEN_STREAM)
+            return drop(module.out_proj((p @ v).transpose(1, 2).flatten(-2)), outputs[i].p, seeds[i], OUTPUT_STREAM)
 
         return branch
 
-    y = step(x, layer.macaron_norm, half(layer.macaron_linear1, layer.macaron_linear2, seeds[0]))
-    y = step(y, layer.norm1, attend(layer.self_attn, None, seeds[1]))
+    y = step(x, layer.macaron_norm, half(layer.macaron_linear1, layer.macaron_linear2, 0))
+    y = step(y, layer.norm1, attend(layer.self_attn, None, 1))
     if kind is MacaronDecoderLayer:
-        y = step(y, layer.norm2, attend(layer.multihead_attn, memory, seeds[2]))
-    y = step(
-        y, layer.norm3 if kind is MacaronDecoderLayer else layer.norm2, half(layer.linear1, layer.linear2, seeds[-1])
-    )
+        y = step(y, layer.norm2, attend(layer.multihead_attn, memory, 2))
+    y = step(y, layer.norm3 if kind is MacaronDecoderLayer else layer.norm2, half(layer.linear1, layer.linear2, -1))
     torch.testing.assert_close(actual, y)
     layer.eval()
     assert torch.equal(layer(*arguments), layer(*arguments))

@@ -89,6 +89,19 @@ def test_copies_compile_and_save(kind):
         torch.testing.assert_close(output_and_grads(again, *x), expected)
 
 
+@pytest.mark.parametrize("kind", [MacaronEncoder, MacaronDecoder])
+def test_torch_stacks_take_the_layers(kind):
+    stack = build(kind)
+    theirs = nn.TransformerEncoder if kind is MacaronEncoder else nn.TransformerDecoder
+    options = {"enable_nested_tensor": False} if kind is MacaronEncoder else {}
+    other = theirs(copy.deepcopy(stack.layers[0]), 3, **options)
+    other.load_state_dict(stack.state_dict())
+    x = inputs(kind)
+    name = "mask" if kind is MacaronEncoder else "tgt_mask"
+    for mask in (None, nn.Transformer.generate_square_subsequent_mask(5)):
+        torch.testing.assert_close(other(*x, **{name: mask}), stack(*x, **{name: mask}))
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="num_layers: expected an integer of at least 1; got 0"):
         MacaronEncoder(D, H, 0)
