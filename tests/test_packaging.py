@@ -16,12 +16,11 @@ IMPORTS = "import macaron_ops, macaron_ops.kernels, macaron_ops.bench, macaron_o
 
 
 def modules():
-    """Where each Python file of the rooms must be installed; pytest alone runs those of bench/micro."""
+    """Where each Python file of the rooms must be installed."""
     return {
         f"{inside}/{path.relative_to(ROOT / room)}"
         for room, inside in ROOMS.items()
         for path in ROOT.joinpath(room).rglob("*.py")
-        if not path.is_relative_to(ROOT / "bench/micro")
     }
 
 
