@@ -79,7 +79,7 @@ class _FusedBert:
     ) -> Tensor:
         _check_call(self, attention_mask, past_key_values=past_key_values, **kwargs)
         attention, own = self.attention, self.attention.self
-        y = split_layer(
+        return split_layer(
             hidden_states,
             [
                 substep(
@@ -106,7 +106,6 @@ class _FusedBert:
             ],
             save=self.save,
         )
-        return y.to(hidden_states.dtype)  # under autocast: the residual stream keeps its dtype, as in transformers
 
 
 def _post_norm(output: nn.Module) -> dict[str, object]:

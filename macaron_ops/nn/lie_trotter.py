@@ -3,9 +3,9 @@
 The classes compute what their base classes compute, from the same parameters. An existing layer becomes one by
 ``layer.__class__ = LieTrotterEncoderLayer`` and goes back the same way: they need no attribute of their own.
 Differences, all intended: a row that is masked entirely gets zeros from the attention, where torch gives NaN; dropout
-takes its numbers from ``macaron_ops``' generator; under autocast the output has autocast's dtype; hooks of submodules
-(``self_attn``, ``linear1``, ...) are not run, since the submodules are not called; and ``is_causal=True`` without a
-mask is always refused, where torch's inference path ignores it.
+takes its numbers from ``macaron_ops``' generator; hooks of submodules (``self_attn``, ``linear1``, ...) are not run,
+since the submodules are not called; and ``is_causal=True`` without a mask is always refused, where torch's inference
+path ignores it.
 """
 
 from collections.abc import Callable

@@ -78,7 +78,7 @@ def attend_step(
             projections.
 
     Returns:
-        y, shape and dtype of x (under autocast: autocast's dtype).
+        y, shape and dtype of x.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -90,7 +90,7 @@ def attend_step(
     kv_heads = heads if num_kv_heads is None else positive_int("num_kv_heads", num_kv_heads)
     if heads % kv_heads:
         raise ValueError(f"num_kv_heads: expected a divisor of num_heads = {heads}; got {kv_heads}")
-    w_out = t.tensor("w_out", w_out, width, "H * head_dim")
+    w_out = t.operand("w_out", w_out, width, "H * head_dim")
     if w_out.shape[1] % heads:
         raise ValueError(f"num_heads: expected a divisor of w_out's {w_out.shape[1]} columns; got {heads}")
     head_dim = w_out.shape[1] // heads
@@ -99,12 +99,12 @@ def attend_step(
         if not isinstance(context, Tensor) or context.dim() != t.x.dim() or list(context.shape[:-2]) != batch:
             got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
             raise ValueError(f"context: expected shape {(*batch, 'S', 'Dc')}; got {got}")
-        context = t.like_x("context", context)
+        context = t.operand("context", context, *context.shape)
     keys = tokens if context is None else context.shape[-2]
     weights, biases = _projection(
         t, w_qkv, b_qkv, width if context is None else context.shape[-1], heads, kv_heads, head_dim
     )
-    b_out = t.tensor("b_out", b_out, width, optional=True)
+    b_out = t.operand("b_out", b_out, width, optional=True)
     norm, norm_weight, norm_bias, eps, placement = t.norm(norm, norm_weight, norm_bias, eps, placement)
 
     if not isinstance(causal, bool):
@@ -147,18 +147,18 @@ def _projection(t: Operands, w_qkv, b_qkv, source_width: int, heads: int, kv_hea
                 f"w_qkv: expected a tuple (w_q, w_k, w_v) where context has another width than x; "
                 f"got one tensor, widths {source_width} and {t.width}"
             )
-        w_qkv = t.tensor("w_qkv", w_qkv, sum(rows), t.width)
+        w_qkv = t.operand("w_qkv", w_qkv, sum(rows), t.width)
         if isinstance(b_qkv, (tuple, list)):
             raise TypeError("b_qkv: expected a tensor or None where w_qkv is one tensor; got a tuple")
-        return (w_qkv, None, None), (t.tensor("b_qkv", b_qkv, sum(rows), optional=True), None, None)
+        return (w_qkv, None, None), (t.operand("b_qkv", b_qkv, sum(rows), optional=True), None, None)
     biases = (None, None, None) if b_qkv is None else b_qkv
     for name, value in (("w_qkv", w_qkv), ("b_qkv", biases)):
         if not isinstance(value, (tuple, list)) or len(value) != 3:
             raise ValueError(f"{name}: expected three entries, for q, k and v; got {type(value).__name__}")
     widths = (t.width, source_width, source_width)
     return (
-        tuple(t.tensor(f"w_qkv[{i}]", w, rows[i], widths[i]) for i, w in enumerate(w_qkv)),
-        tuple(t.tensor(f"b_qkv[{i}]", b, rows[i], optional=True) for i, b in enumerate(biases)),
+        tuple(t.operand(f"w_qkv[{i}]", w, rows[i], widths[i]) for i, w in enumerate(w_qkv)),
+        tuple(t.operand(f"b_qkv[{i}]", b, rows[i], optional=True) for i, b in enumerate(biases)),
     )
 
 

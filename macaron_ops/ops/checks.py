@@ -50,11 +50,14 @@ def positive_int(name: str, value: object) -> int:
 
 
 class Operands:
-    """The tensor arguments of one call, checked against ``x`` and, under autocast, cast as ``F.linear`` casts them.
+    """The tensor arguments of one call, checked against ``x``.
+
+    Outside autocast all have the dtype of x. Under autocast the operands of matrix products other than x are cast as
+    ``F.linear`` casts them, everything else to the dtype of x: a float32 residual stream stays float32, and is rounded
+    only where it enters a product, as in an eager layer.
 
     Attributes:
-        x: the input ``(..., T, D)``, in the dtype that the operator computes from.
-        width: D.
+        x: the input ``(..., T, D)``. width: D.
     """
 
     def __init__(self, x: object, *, min_dim: int):
@@ -71,19 +74,25 @@ class Operands:
             raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
         device = x.device.type
         autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        self._autocast = autocast and x.dtype != torch.float64
-        self.x = x.to(torch.get_autocast_dtype(device)) if self._autocast else x
-        self.width = x.shape[-1]
+        self._autocast = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else None
+        self.x, self.width = x, x.shape[-1]
 
     def tensor(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
         """A tensor of ``shape`` (numbers are exact, names stand for any size) in the dtype and on the device of x."""
+        return self._checked(name, value, shape, optional, self.x.dtype)
+
+    def operand(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
+        """The same for an operand of a matrix product."""
+        return self._checked(name, value, shape, optional, self._autocast or self.x.dtype)
+
+    def _checked(self, name: str, value: object, shape: tuple, optional: bool, dtype: torch.dtype) -> Tensor | None:
         if value is None and optional:
             return None
         if not isinstance(value, Tensor):
             expected = "a tensor or None" if optional else "a tensor"
             raise TypeError(f"{name}: expected {expected}; got {_describe(value)}")
         self.shape(name, value, shape)
-        return self.like_x(name, value)
+        return self.cast(name, value, dtype)
 
     def shape(self, name: str, value: Tensor, shape: tuple[int | str, ...]) -> None:
         """The shape alone."""
@@ -94,14 +103,18 @@ class Operands:
             expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
             raise ValueError(f"{name}: expected shape ({expected}); got {tuple(value.shape)}")
 
-    def like_x(self, name: str, value: Tensor) -> Tensor:
-        """The dtype and device alone."""
+    def cast(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The dtype and device alone: under autocast a tensor becomes ``dtype``, else it must have it."""
         self.device(name, value)
-        if self._autocast and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(self.x.dtype)
-        if value.dtype != self.x.dtype:
-            raise TypeError(f"{name}: expected the dtype of x, {self.x.dtype}; got {value.dtype}")
+        if self._autocast is not None and value.is_floating_point() and value.dtype != torch.float64:
+            return value.to(dtype)
+        if value.dtype != dtype:
+            raise TypeError(f"{name}: expected the dtype of x, {dtype}; got {value.dtype}")
         return value
+
+    def like_x(self, name: str, value: Tensor) -> Tensor:
+        """The dtype and device of x alone."""
+        return self.cast(name, value, self.x.dtype)
 
     def device(self, name: str, value: Tensor) -> None:
         """The device alone."""

@@ -40,7 +40,8 @@ def ffn_step(
         post   y = N(a x + c drop(W_out drop_h(act(W_in x + b_in)) + b_out))
 
     Statistics, accumulation and the residual sum are float32 (float64 for float64 inputs), with one rounding at the
-    output. Source: Lu et al. 2019, arXiv 1906.02762.
+    output. Under autocast the parameters of the products are cast as ``F.linear`` casts them, while x and y keep their
+    dtype, as the residual stream of an eager layer does. Source: Lu et al. 2019, arXiv 1906.02762.
 
     Args:
         x: ``(..., D)``, any floating dtype.
@@ -61,7 +62,7 @@ def ffn_step(
         save: ``"fast"`` keeps the pre-activations for the backward pass, ``"lean"`` computes them again.
 
     Returns:
-        y, shape and dtype of x (under autocast: autocast's dtype).
+        y, shape and dtype of x.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -71,7 +72,7 @@ def ffn_step(
     gated = not callable(activation) and activation in GATED
     if not callable(activation):
         choice("activation", activation, ACTIVATIONS)
-    w_out = t.tensor("w_out", w_out, t.width, "F")
+    w_out = t.operand("w_out", w_out, t.width, "F")
     hidden = w_out.shape[1]
     if gated:
         rows = 2 * hidden
@@ -82,9 +83,9 @@ def ffn_step(
             )
     else:
         rows = "F" if callable(activation) else hidden
-    w_in = t.tensor("w_in", w_in, rows, t.width)
-    b_in = t.tensor("b_in", b_in, w_in.shape[0], optional=True)
-    b_out = t.tensor("b_out", b_out, t.width, optional=True)
+    w_in = t.operand("w_in", w_in, rows, t.width)
+    b_in = t.operand("b_in", b_in, w_in.shape[0], optional=True)
+    b_out = t.operand("b_out", b_out, t.width, optional=True)
     norm, norm_weight, norm_bias, eps, placement = t.norm(norm, norm_weight, norm_bias, eps, placement)
     dropout = probability("dropout", dropout)
     activation_dropout = probability("activation_dropout", activation_dropout)

@@ -28,7 +28,7 @@ def normalize_step(
         eps: the least length that is divided by.
 
     Returns:
-        y, shape and dtype of x (under autocast: autocast's dtype).
+        y, shape and dtype of x.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.

@@ -44,7 +44,7 @@ def sphere_attend_step(
         causal: particle i sees the particles j <= i.
 
     Returns:
-        y, shape and dtype of x (under autocast: autocast's dtype).
+        y, shape and dtype of x.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.

@@ -77,7 +77,7 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
             heads' output and log-sum-exp; ``"fast"`` also the hidden pre-activations and the projections.
 
     Returns:
-        y, shape and dtype of x (under autocast: autocast's dtype).
+        y, shape and dtype of x.
 
     Raises:
         ValueError, TypeError: as the operators, or ``substeps`` is empty or holds something else.
@@ -92,6 +92,5 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
         for j, s in enumerate(group):
             kwargs = s.kwargs if j == 0 else {**s.kwargs, "residual_scale": 0.0}
             call = s.operator.bind(x, *s.args, **kwargs)
-            x = call.x  # under autocast cast once, for all
             bound.append(call._replace(joins=j > 0))
     return run(x, bound, save)

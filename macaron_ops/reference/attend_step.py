@@ -69,13 +69,14 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass may find, in the dtype of ``x``; empty tensors where ``save`` did not keep it."""
+    """What the backward pass may find, in the dtype of ``w_q`` unless said otherwise; empty tensors where ``save`` did
+    not keep it."""
 
     projected: Tensor  # fast: q, k and v side by side (..., T, (H + 2 Hkv) head_dim); with a context q alone
     projected_context: Tensor  # fast, with a context: its k and v side by side (..., S, 2 Hkv head_dim)
     attended: Tensor  # lean and fast: the heads' outputs, before W_o (..., T, H head_dim)
     lse: Tensor  # lean and fast: log-sum-exp of the scores (B, H, T), in the accumulation dtype; for kernels
-    total: Tensor  # fast, post placement: the sum before its normalisation (..., T, D)
+    total: Tensor  # fast, post placement: the sum before its normalisation (..., T, D), in the dtype of x
 
 
 def attend_step(
@@ -148,7 +149,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     total = _total(x, t, o, attended)
     y = total if o.placement == "pre" else normalize(total, o.norm, t.norm_weight, t.norm_bias, o.eps)
 
-    def keep(tensor: Tensor | None, when: bool) -> Tensor:
+    def keep(tensor: Tensor | None, when: bool, dtype: torch.dtype = tensors.w_q.dtype) -> Tensor:
         return tensor.to(dtype) if when and tensor is not None else x.new_empty(0, dtype=dtype)
 
     fast, lean = save == "fast", save != "none"
@@ -157,7 +158,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
         projected_context=keep(projected_context, fast),
         attended=keep(attended, lean),
         lse=lse if lean else x.new_empty(0),
-        total=keep(total, fast and o.placement == "post"),
+        total=keep(total, fast and o.placement == "post", dtype),
     )
     return y.to(dtype), saved
 
@@ -225,22 +226,23 @@ def backward(
 
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
     """The shape and dtype of each saved tensor."""
-    o, nothing = options, ((0,), x.dtype)
-    if save == "none":
-        return Saved(nothing, nothing, nothing, ((0,), accumulation_dtype(x.dtype)), nothing)
+    o, fast, lean = options, save == "fast", save != "none"
     *batch, t, _ = x.shape
     width = tensors.w_out.shape[1]
     kv_width = 2 * (width // o.num_heads) * o.num_kv_heads
-    projected, projected_context, total = nothing, nothing, nothing
-    if save == "fast":
-        if tensors.context is None:
-            projected = (*batch, t, width + kv_width), x.dtype
-        else:
-            projected = (*batch, t, width), x.dtype
-            projected_context = (*tensors.context.shape[:-1], kv_width), x.dtype
-        total = (x.shape, x.dtype) if o.placement == "post" else nothing
-    lse = (math.prod(batch), o.num_heads, t), accumulation_dtype(x.dtype)
-    return Saved(projected, projected_context, ((*batch, t, width), x.dtype), lse, total)
+    own = tensors.context is None
+
+    def shape(when: bool, *shape: int) -> tuple[int, ...]:
+        return shape if when else (0,)
+
+    dtype = tensors.w_q.dtype
+    return Saved(
+        projected=(shape(fast, *batch, t, width + kv_width if own else width), dtype),
+        projected_context=(shape(fast and not own, *(() if own else tensors.context.shape[:-1]), kv_width), dtype),
+        attended=(shape(lean, *batch, t, width), dtype),
+        lse=(shape(lean, math.prod(batch), o.num_heads, t), accumulation_dtype(x.dtype)),
+        total=(shape(fast and o.placement == "post", *x.shape), x.dtype),
+    )
 
 
 def _masks(q: Tensor, k: Tensor, t: Tensors, o: Options):

@@ -46,10 +46,10 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the backward pass may find, in the dtype of ``x``; empty tensors where ``save`` did not keep it."""
+    """What the backward pass may find; empty tensors where ``save`` did not keep it."""
 
-    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F)
-    total: Tensor  # fast, post placement: the sum before its normalisation (..., D)
+    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), in the dtype of w_in
+    total: Tensor  # fast, post placement: the sum before its normalisation (..., D), in the dtype of x
 
 
 def ffn_step(
@@ -90,10 +90,9 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     total = _total(x, t, o, _drop_hidden(hidden, t, o))
     y = total if o.placement == "pre" else normalize(total, o.norm, t.norm_weight, t.norm_bias, o.eps)
     fast = save == "fast"
-    empty = x.new_empty(0, dtype=dtype)
     saved = Saved(
-        hidden.to(dtype) if fast else empty,
-        total.to(dtype) if fast and o.placement == "post" else empty.clone(),
+        hidden.to(tensors.w_in.dtype) if fast else tensors.w_in.new_empty(0),
+        total.to(dtype) if fast and o.placement == "post" else x.new_empty(0, dtype=dtype),
     )
     return y.to(dtype), saved
 
@@ -140,10 +139,10 @@ def backward(
 
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
     """The shape and dtype of each saved tensor."""
-    if save != "fast":
-        return Saved(((0,), x.dtype), ((0,), x.dtype))
-    hidden = (*x.shape[:-1], tensors.w_in.shape[0])
-    return Saved((hidden, x.dtype), (x.shape if options.placement == "post" else (0,), x.dtype))
+    fast = save == "fast"
+    hidden = (*x.shape[:-1], tensors.w_in.shape[0]) if fast else (0,)
+    total = x.shape if fast and options.placement == "post" else (0,)
+    return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
 
 
 def _drop_hidden(hidden: Tensor, t: Tensors, o: Options) -> Tensor:

@@ -181,7 +181,7 @@ def test_float32_masks_go_with_every_dtype(dtype):
         layer(x, causal.to(torch.float16 if dtype != torch.float16 else torch.bfloat16))
     if dtype != torch.float64:
         with torch.autocast("cpu", dtype):
-            assert torch.equal(layer(x.float(), causal.to(dtype), added), layer(x, causal, added))
+            assert torch.equal(layer(x, causal.to(torch.float16), added), layer(x, causal, added))
 
 
 def test_integer_masks_are_refused():

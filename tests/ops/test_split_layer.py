@@ -174,19 +174,33 @@ def test_memory_policies(x, parameters):
     assert none == 0
 
 
-def test_autocast_is_that_of_linear(parameters):
-    """The output has autocast's dtype, x and the parameters keep theirs, and so do the gradients."""
+@pytest.mark.parametrize("stream", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("save", ["fast", "lean"])
+def test_autocast_is_that_of_an_eager_layer(parameters, stream, save):
+    """The products' parameters are cast as ``F.linear`` casts them, x and y keep the dtype of the residual stream."""
+    p = {name: [t.detach().float().requires_grad_() for t in group] for name, group in parameters.items()}
+    x = torch.randn(2, 5, D, dtype=stream, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = split_layer(x, strang(p), save=save)
+        eager = x + torch.nn.functional.linear(x, torch.ones(D, D))
+        assert y.dtype == eager.dtype == stream
+        sphere = macaron_ops.sphere_attend_step(x, torch.tensor(0.1), 1.0, query=eager.bfloat16())
+        assert sphere.dtype == stream
+    y.sum().backward()
+    assert all(t.grad.dtype == t.dtype for t in [x, *leaves(p)])
+    rounded = {name: [t.detach().bfloat16().to(stream) for t in group] for name, group in p.items()}
+    torch.testing.assert_close(y, split_layer(x.detach(), strang(rounded)), rtol=0, atol=0)
+
+
+def test_autocast_saves_activations_in_its_dtype(parameters):
     p = {name: [t.detach().float().requires_grad_() for t in group] for name, group in parameters.items()}
     x = torch.randn(2, 5, D, requires_grad=True)
+    kept = []
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = split_layer(x, strang(p))
-        assert y.dtype == torch.nn.functional.linear(x, p["first"][0]).dtype == torch.bfloat16
-        sphere = macaron_ops.sphere_attend_step(x, 0.1, 1.0)
-        assert sphere.dtype == torch.bfloat16
-    y.sum().backward()
-    cast = {name: [t.detach().bfloat16() for t in group] for name, group in p.items()}
-    assert torch.equal(y, split_layer(x.detach().bfloat16(), strang(cast)))
-    assert all(t.grad.dtype == torch.float32 for t in [x, *leaves(p)])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append((t.shape[-1], t.dtype)) or t, lambda t: t):
+            split_layer(x, strang(p))
+    assert (HIDDEN, torch.bfloat16) in kept and (3 * D, torch.bfloat16) in kept
+    assert (HIDDEN, torch.float32) not in kept and (3 * D, torch.float32) not in kept
 
 
 def test_dropout_seeds_repeat(x, parameters):
