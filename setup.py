@@ -23,7 +23,7 @@ def version():
 
 
 TRITON = 'triton>=3.6; sys_platform == "linux" and platform_machine in "x86_64 aarch64"'
-TRANSFORMERS = "transformers>=5"
+TRANSFORMERS = "transformers>=5.2"
 
 setup(
     name="macaron-ops",
