@@ -20,7 +20,7 @@ from .options import Options
 from .results import Row
 from .runner import Job
 
-_PLAIN_WIDTH = 150
+_PLAIN_WIDTH = 172
 _SECONDS_BETWEEN_DRAWINGS = 0.25
 
 
