@@ -141,6 +141,6 @@ def _unsteady(first: dict[str, object], last: dict[str, object]) -> list[str]:
         return []
     return [
         f"The ceilings measured before and after the run differ by {100 * difference:.0f}%: the machine was not steady "
-        "(other programs, or changing clocks). Ratios are taken within rounds and suffer less than times do. The report "
-        "uses the better ceiling; the tables in the terminal had the first."
+        "(other programs, or changing clocks). Ratios are taken within rounds and suffer less than times do. The "
+        "report uses the better ceiling; the tables in the terminal had the first."
     ]
