@@ -24,7 +24,7 @@ from .attention import (
 from .dropout import OUTPUT_STREAM, dropout
 from .dtypes import accumulation_dtype, upcast
 from .norm import normalize, normalize_backward
-from .projection import merge_heads, project, project_backward, split_heads, to_heads
+from .projection import merge_heads, project, project_backward, side_by_side, split_heads, to_heads
 from .rows import outer, sum_rows
 
 __all__ = ["Options", "Saved", "Tensors", "attend_step", "backward", "forward", "saved_shapes"]
@@ -139,8 +139,8 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     acc = accumulation_dtype(dtype)
     x, t = x.to(acc), upcast(tensors, acc)
     n = normalize(x, o.norm, t.norm_weight, t.norm_bias, o.eps) if o.placement == "pre" else x
-    projected, projected_context = project(n, t, o)
-    q, k, v = split_heads(projected, projected_context, t, o)
+    projections = project(n, t, o)
+    q, k, v = split_heads(projections, t, o)
     q, k = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
     attended, lse = attention(
         q, k, v, o.scale, _masks(q, k, t, o), o.attention_dropout, t.seed, with_lse=save != "none"
@@ -153,6 +153,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
         return tensor.to(dtype) if when and tensor is not None else x.new_empty(0, dtype=dtype)
 
     fast, lean = save == "fast", save != "none"
+    projected, projected_context = side_by_side(projections, t) if fast else (None, None)
     saved = Saved(
         projected=keep(projected, fast),
         projected_context=keep(projected_context, fast),
@@ -189,10 +190,11 @@ def backward(
     projection = ("w_q", "w_k", "w_v", "b_q", "b_k", "b_v", "context")
     others = ("attn_mask", "key_padding_mask", "qk_scale")
     if need_n or any(getattr(need, name) for name in projection + others):
-        projected, projected_context = saved.projected, saved.projected_context
-        if projected.numel() == 0:
-            projected, projected_context = project(n, t, o)
-        q, k, v = split_heads(projected, projected_context, t, o)
+        if saved.projected.numel() == 0:
+            projections = project(n, t, o)
+        else:
+            projections = (saved.projected,) if t.context is None else (saved.projected, saved.projected_context)
+        q, k, v = split_heads(projections, t, o)
         q_positioned, k_positioned = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
         grad_q, grad_k, grad_v, grad_scores = attention_backward(
             to_heads(grad_u @ t.w_out, o.num_heads),

@@ -6,25 +6,26 @@ from torch import Tensor
 
 from .rows import outer, sum_rows
 
-__all__ = ["merge_heads", "project", "project_backward", "split_heads", "to_heads"]
+__all__ = ["merge_heads", "project", "project_backward", "side_by_side", "split_heads", "to_heads"]
 
 
-def project(n: Tensor, t, o) -> tuple[Tensor, Tensor | None]:
-    """q, k and v side by side, and None; with a context q, and its k and v side by side."""
+def project(n: Tensor, t, o) -> tuple[Tensor, ...]:
+    """The products as they are formed: ``(qkv,)`` from packed parameters without a context, else ``(q, k, v)``."""
     if t.context is None and t.w_k is None:
-        return F.linear(n, t.w_q, t.b_q), None
+        return (F.linear(n, t.w_q, t.b_q),)
     source = n if t.context is None else t.context
     weights, biases = _weights(t, o), _biases(t, o)
-    q, k, v = (F.linear(a, w, b) for a, w, b in zip((n, source, source), weights, biases, strict=True))
-    if t.context is None:
-        return torch.cat([q, k, v], dim=-1), None
-    return q, torch.cat([k, v], dim=-1)
+    return tuple(F.linear(a, w, b) for a, w, b in zip((n, source, source), weights, biases, strict=True))
 
 
 def project_backward(
     grads: tuple[Tensor, Tensor, Tensor], n: Tensor, t, o, need_n: bool, need
 ) -> tuple[Tensor | None, dict[str, Tensor | None]]:
     """The gradient in ``n``, and those of the parameters and the context by name, from the gradients of q, k and v."""
+    if t.context is None and t.w_k is None:
+        grad = torch.cat(grads, dim=-1)
+        named = {"w_q": outer(grad, n) if need.w_q else None, "b_q": sum_rows(grad) if need.b_q else None}
+        return grad @ t.w_q if need_n else None, named
     w_q, w_k, w_v = _weights(t, o)
     source = n if t.context is None else t.context
     grad_n = grads[0] @ w_q if need_n else None
@@ -43,13 +44,23 @@ def project_backward(
     return grad_n, named
 
 
-def split_heads(projected: Tensor, projected_context: Tensor | None, t, o) -> tuple[Tensor, Tensor, Tensor]:
-    """q ``(B, H, T, head_dim)`` and k, v ``(B, Hkv, S, head_dim)`` of :func:`project`'s tensors."""
-    widths = _widths(t, o)
+def side_by_side(projections: tuple[Tensor, ...], t) -> tuple[Tensor, Tensor | None]:
+    """What is saved of the projections: q, k and v in one tensor and None; with a context q, and its k and v in one."""
+    if len(projections) == 1:
+        return projections[0], None
     if t.context is None:
-        q, k, v = projected.split(widths, dim=-1)
-    else:
-        q, (k, v) = projected, projected_context.split(widths[1:], dim=-1)
+        return torch.cat(projections, dim=-1), None
+    return projections[0], torch.cat(projections[1:], dim=-1)
+
+
+def split_heads(projections: tuple[Tensor, ...], t, o) -> tuple[Tensor, Tensor, Tensor]:
+    """q ``(B, H, T, head_dim)`` and k, v ``(B, Hkv, S, head_dim)`` of the projections, as they are formed or saved."""
+    widths = _widths(t, o)
+    if len(projections) == 1:
+        projections = projections[0].split(widths, dim=-1)
+    elif len(projections) == 2:
+        projections = projections[0], *projections[1].split(widths[1:], dim=-1)
+    q, k, v = projections
     return to_heads(q, o.num_heads), to_heads(k, o.num_kv_heads), to_heads(v, o.num_kv_heads)
 
 
