@@ -1,7 +1,12 @@
-"""Each operator as a model's author would write it in eager PyTorch: twins that share no code with the package."""
+"""Each operator as a model's author would write it in eager PyTorch: twins that share no code with the package.
+
+The one exception: the numbers of the dropout masks, which ``tests/reference/test_dropout.py`` compares with Triton's.
+"""
 
 import torch
 import torch.nn.functional as F
+
+from macaron_ops.reference.dropout import uniform
 
 __all__ = ["attend_step", "ffn_step", "normalize_step", "sphere_attend_step"]
 
@@ -28,8 +33,12 @@ def _act(z, activation):
     }[activation](z)
 
 
-def _identity(u):
-    return u
+def _drop(u, p, seed, stream):
+    """Inverted dropout with the numbers of (seed, stream)."""
+    if p == 0.0:
+        return u
+    seed = seed if isinstance(seed, torch.Tensor) else torch.tensor(seed, device=u.device)
+    return u * (uniform(seed, u.shape, stream) >= p) / (1 - p)
 
 
 def ffn_step(
@@ -47,13 +56,13 @@ def ffn_step(
     step=0.5,
     residual_scale=1.0,
     placement="pre",
-    drop=_identity,
-    drop_hidden=_identity,
+    dropout=0.0,
+    activation_dropout=0.0,
+    seed=None,
 ):
-    """``drop`` and ``drop_hidden`` apply given masks."""
     n = _norm(x, norm, norm_weight, norm_bias, eps) if placement == "pre" else x
-    u = drop(F.linear(drop_hidden(_act(F.linear(n, w_in, b_in), activation)), w_out, b_out))
-    y = residual_scale * x + step * u
+    h = _drop(_act(F.linear(n, w_in, b_in), activation), activation_dropout, seed, 1)
+    y = residual_scale * x + step * _drop(F.linear(h, w_out, b_out), dropout, seed, 0)
     return _norm(y, norm, norm_weight, norm_bias, eps) if placement == "post" else y
 
 
@@ -74,15 +83,18 @@ def attend_step(
     placement="pre",
     context=None,
     num_kv_heads=None,
-    blocked=None,
-    bias=None,
+    causal=False,
+    attn_mask=None,
+    key_padding_mask=None,
+    cu_seqlens=None,
     scale=None,
     rotary=None,
     qk_scale=None,
-    drop=_identity,
-    drop_attention=_identity,
+    dropout=0.0,
+    attention_dropout=0.0,
+    seed=None,
 ):
-    """``blocked`` (bool) and ``bias`` (added) broadcast to ``(B, H, T, S)``; no row may be blocked entirely."""
+    """No row may be masked entirely: its softmax is NaN here."""
     kv_heads = num_kv_heads or num_heads
     n = _norm(x, norm, norm_weight, norm_bias, eps) if placement == "pre" else x
     source = n if context is None else context
@@ -113,10 +125,23 @@ def attend_step(
         q, k = F.normalize(q, dim=-1) * s, F.normalize(k, dim=-1) * s
     k, v = (t.repeat_interleave(num_heads // kv_heads, dim=-3) for t in (k, v))
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    scores = scores if bias is None else scores + bias
-    scores = scores if blocked is None else scores.masked_fill(blocked, -torch.inf)
-    o = drop_attention(torch.softmax(scores, dim=-1)) @ v
-    u = drop(F.linear(o.transpose(-2, -3).flatten(-2), w_out, b_out))
+    if attn_mask is not None and attn_mask.dim() == 3:
+        attn_mask = attn_mask.unflatten(0, (-1, num_heads))
+    if key_padding_mask is not None:
+        key_padding_mask = key_padding_mask[..., None, None, :]
+    for mask in (attn_mask, key_padding_mask):
+        if mask is not None:
+            scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    if causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        scores = scores.masked_fill(future, -torch.inf)
+    if cu_seqlens is not None:
+        apart = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device)
+        for start, stop in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
+            apart[start:stop, start:stop] = False
+        scores = scores.masked_fill(apart, -torch.inf)
+    o = _drop(torch.softmax(scores, dim=-1), attention_dropout, seed, 1) @ v
+    u = _drop(F.linear(o.transpose(-2, -3).flatten(-2), w_out, b_out), dropout, seed, 0)
     y = residual_scale * x + step * u
     return _norm(y, norm, norm_weight, norm_bias, eps) if placement == "post" else y
 

@@ -67,7 +67,8 @@ def attend_step(
             ``nn.MultiheadAttention``, or 4-D and broadcastable to ``(B, H, T, S)``.
         key_padding_mask: ``(..., S)`` with the leading dimensions of x, bool (True: ignore the key) or floating.
         cu_seqlens: int32 ``(sequences + 1,)`` from 0 to T: x ``(T, D)`` holds sequences one after the other, which
-            attend only within themselves. Not with ``context``.
+            attend only within themselves. Not with ``context``. On the CPU its values are checked, on a GPU they are
+            taken as given.
         scale: of the scores; None: ``head_dim ** -0.5``.
         rotary: ``(cos, sin)``, each ``(T, R / 2)``, R <= head_dim: rotates the first R channels of each head's q
             and k (half-split convention). They are constants. Not with ``context``.
@@ -211,6 +212,12 @@ def _check_cu_seqlens(t: Operands, cu_seqlens: object, context: Tensor | None) -
         raise ValueError(f"cu_seqlens: expected x of shape (T, D), packed; got {tuple(t.x.shape)}")
     if context is not None:
         raise ValueError("cu_seqlens: expected None with a context; packed sequences attend within themselves")
+    # On the CPU the borders themselves are checked; reading them from a device would wait for it.
+    if cu_seqlens.device.type == "cpu" and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
+        borders = cu_seqlens.tolist()
+        tokens = t.x.shape[0]
+        if len(borders) < 2 or borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
+            raise ValueError(f"cu_seqlens: expected borders that rise from 0 to T = {tokens}; got {borders[:8]}")
 
 
 def _rotary(t: Operands, rotary: object, tokens: int, head_dim: int, context: Tensor | None):

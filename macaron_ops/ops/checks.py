@@ -1,25 +1,28 @@
 """Argument checks: every refusal names the argument, what was expected and what came, before anything runs."""
 
 import math
+import reprlib
 from collections.abc import Sequence
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-__all__ = ["Operands", "choice", "number", "probability"]
+__all__ = ["Operands", "choice", "number", "positive_int", "probability"]
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}, {value.dtype} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
+    """``value`` is one of ``choices``, which are names or None."""
+    if not (value is None or isinstance(value, str)) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {reprlib.repr(value)}")
 
 
 def number(name: str, value: object, *, minimum: float | None = None) -> float:
@@ -66,8 +69,8 @@ class Operands:
         if x.dim() < min_dim:
             shape = "(..., T, D)" if min_dim == 2 else "(..., D)"
             raise ValueError(f"x: expected shape {shape}; got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"x: expected a floating dtype; got {x.dtype}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"x: expected float64, float32, bfloat16 or float16; got {x.dtype}")
         if x.is_nested or x.layout != torch.strided:
             raise TypeError(f"x: expected a dense strided tensor; got layout {x.layout}, nested={x.is_nested}")
         if x.shape[-1] == 0:
@@ -106,6 +109,8 @@ class Operands:
     def cast(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         """The dtype and device alone: under autocast a tensor becomes ``dtype``, else it must have it."""
         self.device(name, value)
+        if value.layout != torch.strided:
+            raise TypeError(f"{name}: expected a dense strided tensor; got layout {value.layout}")
         if self._autocast is not None and value.is_floating_point() and value.dtype != torch.float64:
             return value.to(dtype)
         if value.dtype != dtype:
@@ -132,13 +137,15 @@ class Operands:
 
     def seed(self, value: object, *, used: bool) -> Tensor | None:
         """The dropout seed as an int64 0-d tensor on x's device; drawn from torch's default generator for None."""
-        if value is not None and not isinstance(value, (int, Tensor)):
+        if isinstance(value, bool) or (value is not None and not isinstance(value, (int, Tensor))):
             raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}")
         if not used:
             return None
         if value is None:
             return torch.randint(2**63 - 1, (), device=self.x.device)
         if not isinstance(value, Tensor):
+            if not -(2**63) <= value < 2**63:
+                raise ValueError(f"seed: expected an integer of 64 bits, signed; got {value}")
             return torch.full((), value, dtype=torch.int64, device=self.x.device)
         if value.dtype != torch.int64 or value.dim() != 0:
             raise ValueError(f"seed: expected an int64 tensor of shape (); got {_describe(value)}")

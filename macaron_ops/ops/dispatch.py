@@ -126,7 +126,8 @@ def _why_not(row: Backend, request: Request) -> str | None:
 _asked_for: str | None = None
 
 
-def _forced() -> str | None:
+def asked_for() -> str | None:
+    """The backend that the caller asked for by name."""
     name = _asked_for if _asked_for is not None else os.environ.get("MACARON_OPS_BACKEND") or None
     if name is not None and name not in _BY_NAME:
         raise BackendError(f"MACARON_OPS_BACKEND: expected one of {', '.join(_BY_NAME)}; got {name!r}")
@@ -139,7 +140,7 @@ def select(request: Request) -> str:
     Raises:
         BackendError: the backend that the caller asked for cannot.
     """
-    name = _forced()
+    name = asked_for()
     if name is None:
         row = next(row for row in BACKENDS if _why_not(row, request) is None)
         return row.name
@@ -151,14 +152,14 @@ def select(request: Request) -> str:
 
 def require_reference(why: str) -> None:
     """Refuse where the caller asked for another backend than the reference."""
-    name = _forced()
+    name = asked_for()
     if name not in (None, "reference"):
         raise BackendError(f"backend {name!r} was asked for, but {why}")
 
 
 def choose(request: Request) -> Choice:
     """What :func:`select` would do, with the reason for every row of the table."""
-    forced, chosen, rows = _forced(), None, []
+    forced, chosen, rows = asked_for(), None, []
     for row in BACKENDS:
         reason = _why_not(row, request)
         usable = reason is None

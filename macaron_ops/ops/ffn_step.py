@@ -69,9 +69,11 @@ def ffn_step(
         BackendError: the backend that was asked for cannot run the call.
     """
     t = Operands(x, min_dim=1)
-    gated = not callable(activation) and activation in GATED
+    if isinstance(activation, type):
+        raise TypeError(f"activation: expected a name or a function; got the class {activation.__name__}")
     if not callable(activation):
         choice("activation", activation, ACTIVATIONS)
+    gated = not callable(activation) and activation in GATED
     w_out = t.operand("w_out", w_out, t.width, "F")
     hidden = w_out.shape[1]
     if gated:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import choice
-from .dispatch import Choice, Request, choose, require_reference, select
+from .dispatch import Choice, Request, asked_for, choose, require_reference, select
 from .registry import BACKWARD, FORWARD, definition, without_autocast
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
@@ -167,6 +167,9 @@ def _define(plan: Sequence[_Step], inputs: Sequence[Tensor]) -> Tensor:
 
 def _differentiable_backward(plan, grad, needs, inputs) -> list[Tensor | None]:
     """The backward pass for ``create_graph=True``: through the definitions, whatever backend ran forward."""
+    # Views, because one input may depend on another (a context computed from x, a weight shared with the layer below):
+    # the gradient in a view ends there, the gradient in the input itself would go on and count that path twice.
+    inputs = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
     y = _define(plan, inputs)
     grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
@@ -219,5 +222,5 @@ def explain(operator: Callable, *args, **kwargs) -> Explanation:
     if bound.definition_only:
         why = "the activation is a Python function: only the definition takes it"
         rows = tuple((name, name == "reference", why) for name, _, _ in chosen.rows)
-        return Explanation(bound.operator, "reference", rows)
+        return Explanation(bound.operator, "reference" if asked_for() in (None, "reference") else None, rows)
     return Explanation(bound.operator, *chosen)

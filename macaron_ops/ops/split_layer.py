@@ -82,6 +82,8 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
     Raises:
         ValueError, TypeError: as the operators, or ``substeps`` is empty or holds something else.
     """
+    if not isinstance(substeps, (list, tuple)):
+        raise TypeError(f"substeps: expected a list of substeps; got {type(substeps).__name__}")
     if len(substeps) == 0:
         raise ValueError("substeps: expected at least one; got none")
     bound: list[Bound] = []

@@ -51,7 +51,7 @@ def masks(
         blocked.append(torch.ones(t, s, dtype=torch.bool, device=device).triu(1))
     if cu_seqlens is not None:
         token = torch.arange(t, dtype=cu_seqlens.dtype, device=device)
-        sequence = torch.searchsorted(cu_seqlens, token, right=True)
+        sequence = torch.searchsorted(cu_seqlens.contiguous(), token, right=True)
         blocked.append(sequence[:, None] != sequence[None, :])
     return blocked, added
 

@@ -1,5 +1,7 @@
 """The calls that the operators' tests share: each builds fresh arguments of a dtype on a device."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -9,10 +11,10 @@ __all__ = ["CASES", "Case", "build"]
 
 
 class Case:
-    """An operator's call; ``twin`` holds the same call's arguments for ``tests.twins``."""
+    """An operator's call: ``make(randn)`` draws ``(args, kwargs)``, which suit the operator and its twin."""
 
-    def __init__(self, operator, name, make, *, dropout=False):
-        self.operator, self.name, self.make, self.dropout = operator, name, make, dropout
+    def __init__(self, operator, name, make):
+        self.operator, self.name, self.make = operator, name, make
 
     def __repr__(self):
         return f"{self.operator.__name__}-{self.name}"
@@ -29,7 +31,9 @@ def _ffn(d, hidden, shape, **options):
     return make
 
 
-def _attend(d, heads, shape, *, kv_heads=None, packed=True, keys=None, source=None, **options):
+def _attend(d, heads, shape, *, kv_heads=None, packed=True, keys=None, source=None, extras=None, **options):
+    """``extras(randn, head_dim)``: further keyword arguments that are tensors."""
+
     def make(randn):
         kv = heads if kv_heads is None else kv_heads
         head_dim = -(-d // heads)
@@ -39,16 +43,28 @@ def _attend(d, heads, shape, *, kv_heads=None, packed=True, keys=None, source=No
         b = [randn(width), randn(kv_width), randn(kv_width)]
         projection = (torch.cat(w), torch.cat(b)) if packed else (tuple(w), tuple(b))
         args = (randn(*shape, d), *projection, randn(d, width) / width**0.5, randn(d), heads)
-        extra = {"norm_weight": randn(d), "norm_bias": randn(d), "num_kv_heads": kv}
+        given = {"norm_weight": randn(d), "norm_bias": randn(d), "num_kv_heads": kv}
         if keys is not None:
-            extra["context"] = randn(*shape[:-1], keys, c)
-        if options.pop("with_rotary", False):
-            extra["rotary"] = (randn(shape[-1], head_dim // 4), randn(shape[-1], head_dim // 4))
-        if options.pop("with_qk_scale", False):
-            extra["qk_scale"] = randn(head_dim)
-        return args, {**options, **extra}
+            given["context"] = randn(*shape[:-1], keys, c)
+        if extras is not None:
+            given |= extras(randn, head_dim)
+        return args, {**options, **given}
 
     return make
+
+
+def _blocked(*shape):
+    """A boolean mask that leaves the first key of every row."""
+    return (torch.arange(math.prod(shape)).view(shape) % 3 == 1) & (torch.arange(shape[-1]) > 0)
+
+
+def _everything(randn, head_dim):
+    return {
+        "rotary": (randn(7, head_dim // 4), randn(7, head_dim // 4)),
+        "qk_scale": randn(head_dim),
+        "attn_mask": randn(1, 4, 7, 7),
+        "key_padding_mask": _blocked(2, 7),
+    }
 
 
 def _sphere(n, d, *, learned=False, **options):
@@ -78,6 +94,8 @@ f, a, s, z = (
     macaron_ops.sphere_attend_step,
     macaron_ops.normalize_step,
 )
+BORDERS = torch.tensor([0, 3, 3, 9], dtype=torch.int32)
+DROPOUT = {"dropout": 0.3, "attention_dropout": 0.2, "seed": 11}
 CASES = [
     *(Case(f, act, _ffn(24, 40, (2, 7), activation=act)) for act in ("relu", "gelu", "gelu_tanh", "silu")),
     *(Case(f, act, _ffn(24, 20, (2, 7), activation=act, norm="rms")) for act in ("swiglu", "geglu")),
@@ -94,6 +112,19 @@ CASES = [
     Case(a, "cross", _attend(24, 3, (2, 7), keys=5, source=10, packed=False)),
     Case(a, "cross-packed", _attend(24, 3, (2, 7), keys=5)),
     Case(a, "odd-heads", _attend(25, 3, (2, 3))),
+    Case(a, "causal", _attend(24, 3, (2, 7), causal=True, scale=0.3)),
+    Case(a, "mask", _attend(24, 3, (2, 7), extras=lambda randn, _: {"attn_mask": _blocked(7, 7)})),
+    Case(a, "mask-per-head", _attend(24, 3, (2, 7), extras=lambda randn, _: {"attn_mask": _blocked(6, 7, 7)})),
+    Case(a, "learned-mask", _attend(24, 3, (2, 7), extras=lambda randn, _: {"attn_mask": randn(7, 7)})),
+    Case(a, "learned-mask-per-head", _attend(24, 3, (2, 7), extras=lambda randn, _: {"attn_mask": randn(6, 7, 7)})),
+    Case(a, "padding", _attend(24, 3, (2, 7), extras=lambda randn, _: {"key_padding_mask": _blocked(2, 7)})),
+    Case(a, "learned-padding", _attend(24, 3, (2, 7), extras=lambda randn, _: {"key_padding_mask": randn(2, 7)})),
+    Case(a, "sequences", _attend(24, 3, (9,), causal=True, extras=lambda randn, _: {"cu_seqlens": BORDERS})),
+    Case(a, "rotary", _attend(24, 3, (2, 7), extras=lambda randn, h: {"rotary": (randn(7, h // 2), randn(7, h // 2))})),
+    Case(a, "unit-qk", _attend(24, 3, (2, 7), extras=lambda randn, h: {"qk_scale": randn(3, h)})),
+    Case(a, "everything", _attend(24, 4, (2, 7), kv_heads=2, causal=True, extras=_everything, **DROPOUT)),
+    Case(a, "dropout", _attend(24, 3, (2, 7), placement="post", **DROPOUT)),
+    Case(f, "dropout", _ffn(24, 40, (2, 7), dropout=0.3, activation_dropout=0.2, seed=11)),
     Case(a, "one-token", _attend(24, 3, (1,))),
     Case(a, "empty-batch", _attend(24, 3, (0, 7))),
     *(Case(z, d, _normalize((2, 5), 3, direction=d)) for d in ("tangent", "difference", "ambient")),
@@ -116,7 +147,9 @@ def build(case, dtype, device="cpu", seed=0):
     def place(value):
         if isinstance(value, tuple):
             return tuple(place(v) for v in value)
-        return value.to(dtype).to(device) if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        return (value.to(dtype) if value.is_floating_point() else value).to(device)
 
     args, kwargs = case.make(randn)
     return place(args), {name: place(value) for name, value in kwargs.items()}

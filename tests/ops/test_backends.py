@@ -106,8 +106,10 @@ def test_callable_activation_is_for_the_definition(triton_that_declines):
     torch.testing.assert_close(macaron_ops.ffn_step(*args, **{**kwargs, "activation": torch.relu}), expected)
     explained = explain(activation=torch.relu)
     assert explained.backend == "reference" and "Python function" in str(explained)
-    with macaron_ops.use_backend("triton"), pytest.raises(BackendError):
-        call(activation=torch.relu)
+    with macaron_ops.use_backend("triton"):
+        assert explain(activation=torch.relu).backend is None
+        with pytest.raises(BackendError, match="taken by the definition only"):
+            call(activation=torch.relu)
 
 
 def test_explain_reads_as_a_table():

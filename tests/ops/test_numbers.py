@@ -35,7 +35,9 @@ def run(function, args, kwargs, grad):
 def upcast(value):
     if isinstance(value, tuple):
         return tuple(upcast(v) for v in value)
-    return value.detach().double() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return value
+    return value.detach().double()
 
 
 @pytest.mark.parametrize("save", ["fast", "lean"])
@@ -74,7 +76,8 @@ def test_strided_inputs_and_gradients(case, device):
             return tuple(strided(v) for v in value)
         if not isinstance(value, torch.Tensor) or value.dim() == 0:
             return value
-        spread = value.new_full((*value.shape[:-1], 2 * value.shape[-1]), torch.nan)
+        other = torch.nan if value.is_floating_point() else 1
+        spread = value.new_full((*value.shape[:-1], 2 * value.shape[-1]), other)
         view = spread[..., ::2]
         view.copy_(value.detach())
         return view.detach()

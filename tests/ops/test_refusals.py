@@ -39,7 +39,7 @@ def nothing_runs(monkeypatch):
 
 FFN_CASES = [
     (dict(x=[1.0]), TypeError, r"x: expected a tensor; got \[1.0\] \(list\)"),
-    (dict(x=X.long()), TypeError, "x: expected a floating dtype; got torch.int64"),
+    (dict(x=X.long()), TypeError, "x: expected float64, float32, bfloat16 or float16; got torch.int64"),
     (dict(x=torch.tensor(1.0)), ValueError, r"x: expected shape \(..., D\); got \(\)"),
     (dict(x=torch.zeros(3, 0)), ValueError, r"x: expected at least one channel; got shape \(3, 0\)"),
     (dict(x=torch.nested.nested_tensor([X[0]])), TypeError, "x: expected a dense strided tensor"),
@@ -63,12 +63,21 @@ FFN_CASES = [
     (dict(norm_weight=torch.ones(5)), ValueError, r"norm_weight: expected shape \(6,\); got \(5,\)"),
     (dict(eps=-1.0), ValueError, "eps: expected a finite number of at least 0.0; got -1.0"),
     (dict(activation="tanh"), ValueError, "activation: expected one of 'relu', 'gelu', .*; got 'tanh'"),
+    (dict(activation=["relu"]), ValueError, r"activation: expected one of .*; got \['relu'\]"),
+    (dict(activation=torch.nn.ReLU), TypeError, "activation: expected a name or a function; got the class ReLU"),
+    (dict(w_in=FFN["w_in"].to_sparse()), TypeError, "w_in: expected a dense strided tensor; got layout torch.sparse"),
     (dict(step=math.nan), ValueError, "step: expected a finite number; got nan"),
     (dict(step="half"), TypeError, r"step: expected a number; got 'half' \(str\)"),
     (dict(residual_scale=math.inf), ValueError, "residual_scale: expected a finite number; got inf"),
     (dict(placement="both"), ValueError, "placement: expected one of 'pre', 'post'; got 'both'"),
     (dict(dropout=1.5), ValueError, "dropout: expected a probability between 0 and 1; got 1.5"),
     (dict(activation_dropout=-0.1), ValueError, "activation_dropout: expected a probability"),
+    (dict(seed=True), TypeError, "seed: expected an int, an int64 tensor"),
+    (
+        dict(dropout=0.1, seed=2**63),
+        ValueError,
+        "seed: expected an integer of 64 bits, signed; got 9223372036854775808",
+    ),
     (dict(seed=0.5), TypeError, "seed: expected an int, an int64 tensor"),
     (dict(dropout=0.1, seed=torch.zeros(2)), ValueError, r"seed: expected an int64 tensor of shape \(\)"),
     (dict(save="all"), ValueError, "save: expected one of 'fast', 'lean'; got 'all'"),
@@ -102,6 +111,14 @@ ATTEND_CASES = [
         dict(x=X[0], cu_seqlens=torch.tensor([0, 4], dtype=torch.int32), context=X[0]),
         ValueError,
         "cu_seqlens: expected None with a context",
+    ),
+    *(
+        (
+            dict(x=X[0], cu_seqlens=torch.tensor(borders, dtype=torch.int32)),
+            ValueError,
+            "cu_seqlens: expected borders that rise from 0 to T = 4; got",
+        )
+        for borders in ([0, 2], [0, 7], [0, 3, 1, 4], [1, 4], [])
     ),
     (dict(scale=math.nan), ValueError, "scale: expected a finite number; got nan"),
     (dict(rotary=ROTARY[0]), TypeError, r"rotary: expected \(cos, sin\); got Tensor"),

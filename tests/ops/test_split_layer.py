@@ -129,6 +129,28 @@ def test_differentiable_twice(x, parameters):
     assert torch.autograd.gradgradcheck(in_weight, (weight,), fast_mode=True)
 
 
+def test_second_derivatives_where_inputs_depend_on_each_other(x, parameters):
+    """Weights shared by two layers, and a context computed from x: each path counts once."""
+    p = parameters
+    x = x[:1, :2].detach().requires_grad_()
+
+    def shared(x):
+        layer = [substep(ffn_step, *p["first"], activation="gelu")]
+        return split_layer(split_layer(x, layer), layer)
+
+    def own_context(x):
+        return split_layer(x, [substep(attend_step, *p["attention"], HEADS, context=(2 * x).sin())])
+
+    for function in (shared, own_context):
+        wanted = [x, *(t for t in leaves(p) if t is not p["second"][0])]
+        plain = torch.autograd.grad(function(x).square().sum(), wanted, allow_unused=True)
+        graph = torch.autograd.grad(function(x).square().sum(), wanted, allow_unused=True, create_graph=True)
+        torch.testing.assert_close(
+            [g for g in graph if g is not None], [g for g in plain if g is not None], msg=function.__name__
+        )
+        assert torch.autograd.gradgradcheck(function, (x,), fast_mode=True)
+
+
 def test_nothing_is_computed_below_the_first_trained_substep(parameters, monkeypatch):
     """With x and the first two substeps frozen, only the last one runs backward, and without an input gradient."""
     from macaron_ops.ops import run

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from macaron_ops import reference
-from macaron_ops.reference.dropout import HIDDEN_STREAM, OUTPUT_STREAM, dropout
 from tests import twins
 
 D, HIDDEN, T = 12, 10, 5
@@ -16,10 +15,6 @@ f64 = torch.float64
 
 def randn(*shape):
     return torch.randn(*shape, dtype=f64)
-
-
-def masked(p, seed, stream):
-    return lambda u: dropout(u, p, seed, stream)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -32,15 +27,9 @@ def test_ffn_step(activation, norm, placement):
     if norm is not None:
         options |= dict(norm_weight=randn(D), norm_bias=randn(D))
     x, seed = randn(2, T, D), torch.tensor(11)
-    actual = reference.ffn_step(x, *weights, **options, dropout=0.25, activation_dropout=0.5, seed=seed)
-    expected = twins.ffn_step(
-        x,
-        *weights,
-        **options,
-        drop=masked(0.25, seed, OUTPUT_STREAM),
-        drop_hidden=masked(0.5, seed, HIDDEN_STREAM),
-    )
-    torch.testing.assert_close(actual, expected)
+    options |= dict(dropout=0.25, activation_dropout=0.5, seed=seed)
+    actual = reference.ffn_step(x, *weights, **options)
+    torch.testing.assert_close(actual, twins.ffn_step(x, *weights, **options))
 
 
 # Without rotary embedding across a context, and a scale per head only with as many key heads as heads.
@@ -78,20 +67,8 @@ def test_attend_step(packed, cross, kv_heads, rotary, qk_scale):
     args = (*args, randn(D, width), randn(D), heads)
     x = randn(2, T, D)
     # A boolean and a floating mask at once: one as attn_mask, the other as key padding.
-    padding = blocked[:, 0, 0]
-    actual = reference.attend_step(
-        x, *args, **options, attn_mask=bias, key_padding_mask=padding, dropout=0.25, attention_dropout=0.5, seed=seed
-    )
-    expected = twins.attend_step(
-        x,
-        *args,
-        **options,
-        bias=bias,
-        blocked=padding[:, None, None, :],
-        drop=masked(0.25, seed, OUTPUT_STREAM),
-        drop_attention=masked(0.5, seed, HIDDEN_STREAM),
-    )
-    torch.testing.assert_close(actual, expected)
+    options |= dict(attn_mask=bias, key_padding_mask=blocked[:, 0, 0], dropout=0.25, attention_dropout=0.5, seed=seed)
+    torch.testing.assert_close(reference.attend_step(x, *args, **options), twins.attend_step(x, *args, **options))
 
 
 def test_attend_step_is_torch_multi_head_attention():
@@ -110,7 +87,7 @@ def test_causal_is_the_upper_triangle_blocked():
     args = randn(3 * D, D), None, randn(D, D), None, 3
     x, upper = randn(2, T, D), torch.ones(T, T, dtype=torch.bool).triu(1)
     actual = reference.attend_step(x, *args, causal=True)
-    torch.testing.assert_close(actual, twins.attend_step(x, *args, blocked=upper))
+    torch.testing.assert_close(actual, twins.attend_step(x, *args, attn_mask=upper))
 
 
 def test_packed_sequences_attend_within_themselves():
