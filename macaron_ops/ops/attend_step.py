@@ -48,8 +48,9 @@ def attend_step(
         pre    y = a x + c drop(W_o MHA(N(x)) + b_o)
         post   y = N(a x + c drop(W_o MHA(x) + b_o))
 
-    A row of the attention that is masked entirely attends to nothing and gives zeros. Numbers as in
-    :func:`macaron_ops.ffn_step`. Source: Vaswani et al. 2017, arXiv 1706.03762.
+    A row of the attention that is masked entirely attends to nothing and gives zeros. Keys and values that are masked
+    must be finite all the same. Numbers as in :func:`macaron_ops.ffn_step`. Source: Vaswani et al. 2017, arXiv
+    1706.03762.
 
     Args:
         x: ``(..., T, D)``, any floating dtype; B is the product of the leading dimensions.
@@ -118,7 +119,8 @@ def attend_step(
     qk_scale = _qk_scale(t, qk_scale, heads, kv_heads, head_dim)
     dropout = probability("dropout", dropout)
     attention_dropout = probability("attention_dropout", attention_dropout)
-    seed = t.seed(seed, used=dropout > 0.0 or attention_dropout > 0.0)
+    dropped = dropout > 0.0 or attention_dropout > 0.0
+    seed = t.seed(seed, used=dropped)
     options = Options(
         heads,
         kv_heads,
@@ -131,12 +133,13 @@ def attend_step(
         head_dim**-0.5 if scale is None else number("scale", scale),
         dropout,
         attention_dropout,
+        0,
     )
     masks = (attn_mask, key_padding_mask, cu_seqlens)
     tensors = Tensors(
         *weights, *biases, w_out, b_out, norm_weight, norm_bias, context, *masks, cos, sin, qk_scale, seed
     )
-    return Bound("attend_step", t.x, tensors, options, save)
+    return Bound("attend_step", t.x, tensors, options, save, draws=dropped and seed is None)
 
 
 def _projection(t: Operands, w_qkv, b_qkv, source_width: int, heads: int, kv_heads: int, head_dim: int):
@@ -242,5 +245,5 @@ def _qk_scale(t: Operands, qk_scale: object, heads: int, kv_heads: int, head_dim
     if isinstance(qk_scale, Tensor) and qk_scale.dim() == 2:
         if heads != kv_heads:
             raise ValueError(f"qk_scale: expected shape ({head_dim},) where num_kv_heads differs from num_heads")
-        return t.tensor("qk_scale", qk_scale, heads, head_dim)
-    return t.tensor("qk_scale", qk_scale, head_dim)
+        return t.scale("qk_scale", qk_scale, heads, head_dim)
+    return t.scale("qk_scale", qk_scale, head_dim)

@@ -27,7 +27,8 @@ def choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def number(name: str, value: object, *, minimum: float | None = None) -> float:
     """A finite real number, at least ``minimum``; returned as float."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    # The type is asked first because isinstance with an abstract class takes most of a microsecond.
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, Real)):
         raise TypeError(f"{name}: expected a number; got {_describe(value)}")
     if not -math.inf < value < math.inf or (minimum is not None and value < minimum):
         bound = "" if minimum is None else f" of at least {minimum}"
@@ -88,6 +89,11 @@ class Operands:
         """The same for an operand of a matrix product."""
         return self._checked(name, value, shape, optional, self._autocast or self.x.dtype)
 
+    def scale(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
+        """The same for a parameter that multiplies or is added: it may also be float32 beside a narrower x."""
+        float32 = isinstance(value, Tensor) and value.dtype == torch.float32 and self.x.dtype != torch.float64
+        return self._checked(name, value, shape, optional, torch.float32 if float32 else self.x.dtype)
+
     def _checked(self, name: str, value: object, shape: tuple, optional: bool, dtype: torch.dtype) -> Tensor | None:
         if value is None and optional:
             return None
@@ -136,21 +142,19 @@ class Operands:
         return 0.0, self.like_x(name, value)
 
     def seed(self, value: object, *, used: bool) -> Tensor | None:
-        """The dropout seed as an int64 0-d tensor on x's device; drawn from torch's default generator for None."""
-        if isinstance(value, bool) or (value is not None and not isinstance(value, (int, Tensor))):
-            raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}")
-        if not used:
-            return None
+        """The dropout seed as an int64 0-d tensor on x's device; None where it is not used or has to be drawn."""
         if value is None:
-            return torch.randint(2**63 - 1, (), device=self.x.device)
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, Tensor)):
+            raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {_describe(value)}")
         if not isinstance(value, Tensor):
             if not -(2**63) <= value < 2**63:
                 raise ValueError(f"seed: expected an integer of 64 bits, signed; got {value}")
-            return torch.full((), value, dtype=torch.int64, device=self.x.device)
+            return torch.full((), value, dtype=torch.int64, device=self.x.device) if used else None
         if value.dtype != torch.int64 or value.dim() != 0:
             raise ValueError(f"seed: expected an int64 tensor of shape (); got {_describe(value)}")
         self.device("seed", value)
-        return value
+        return value if used else None
 
     def norm(self, norm: object, weight: object, bias: object, eps: object, placement: str):
         """The normalisation's arguments: ``(norm, weight, bias, eps, placement)``. Without one, pre is post."""
@@ -158,6 +162,6 @@ class Operands:
         choice("placement", placement, ("pre", "post"))
         if norm is None and (weight is not None or bias is not None):
             raise ValueError("norm_weight, norm_bias: expected None where norm is None")
-        weight = self.tensor("norm_weight", weight, self.width, optional=True)
-        bias = self.tensor("norm_bias", bias, self.width, optional=True)
+        weight = self.scale("norm_weight", weight, self.width, optional=True)
+        bias = self.scale("norm_bias", bias, self.width, optional=True)
         return norm, weight, bias, number("eps", eps, minimum=0.0), "pre" if norm is None else placement

@@ -1,8 +1,16 @@
 """Which backend runs a call: a table, what each backend says it cannot do, and the caller's own choice.
 
-A backend provides an operator by a module with the operator's name and the functions ``forward`` and ``backward`` of
-``macaron_ops.reference``'s module of that name. A module may add ``why_not(request) -> str | None``: the reason why it
-cannot run that request. Adding a kernel is adding a file.
+A backend is a package with one module per operator, found by the operator's name when macaron_ops is imported. A
+module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference``'s module of that name, and may have
+
+    Saved, saved_shapes              what its forward keeps for its backward; else the reference's
+    why_not(request) -> str | None   the reason why it cannot run a request
+    slower(request) -> str | None    the reason why the next row of the table runs it faster; heard only where the
+                                     caller asked for no backend by name
+
+The package itself may have ``why_unusable() -> str | None``: why nothing of it can run in this process. Adding a kernel
+is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through ``slower``: they look at
+shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.
 """
 
 import importlib
@@ -21,9 +29,12 @@ __all__ = [
     "BackendStatus",
     "Choice",
     "Request",
+    "asked_for",
     "backends",
     "choose",
     "provider",
+    "require_reference",
+    "select",
     "use_backend",
 ]
 
@@ -38,15 +49,18 @@ class Backend(NamedTuple):
     name: str
     package: str  # holds one module per operator
     devices: tuple[str, ...] | None  # None: any
+    emulator: str | None  # the environment variable with which it runs on the CPU, if it is asked for by name
     reason: str  # why it stands where it stands in the table
 
 
-# In order of preference: the first row that can run a request runs it.
+# In order of preference: the first row that can run a request, and calls itself no slower, runs it.
 BACKENDS = (
-    Backend("cuda", "macaron_ops.native.cuda", ("cuda",), "hand-written CUDA C++, where it measures fastest"),
-    Backend("triton", "macaron_ops.kernels", ("cuda",), "fused Triton kernels"),
-    Backend("native", "macaron_ops.native.cpu", ("cpu",), "fused C++ for the CPU"),
-    Backend("reference", "macaron_ops.reference", None, "plain PyTorch: the definition, runs everything"),
+    Backend(
+        "cuda", "macaron_ops.native.cuda", ("cuda",), "MACARON_OPS_CUDA_ON_HOST", "hand-written CUDA C++, where it wins"
+    ),
+    Backend("triton", "macaron_ops.kernels", ("cuda",), "TRITON_INTERPRET", "fused Triton kernels"),
+    Backend("native", "macaron_ops.native.cpu", ("cpu",), None, "fused C++ for the CPU"),
+    Backend("reference", "macaron_ops.reference", None, None, "plain PyTorch: the definition, runs everything"),
 )
 _BY_NAME = {backend.name: backend for backend in BACKENDS}
 
@@ -58,6 +72,7 @@ class Request(NamedTuple):
     x: torch.Tensor
     tensors: tuple
     options: tuple
+    save: str  # "none": without a gradient to come
 
 
 class Choice(NamedTuple):
@@ -72,55 +87,53 @@ class BackendStatus(NamedTuple):
     operators: tuple[str, ...]
 
 
-def _brings(backend: Backend) -> tuple[str, ...]:
-    def has(operator: str) -> bool:
-        try:
-            return importlib.util.find_spec(f"{backend.package}.{operator}") is not None
-        except ModuleNotFoundError:  # the package itself is not there
-            return False
+def _load(row: Backend) -> tuple[tuple[str, ...], dict[tuple[str, str], ModuleType], str | None]:
+    """The operators that a backend brings, their modules, and why none of them can be used."""
+    operators: tuple[str, ...] = ()
+    try:
+        package = importlib.import_module(row.package)
+        operators = tuple(o for o in OPERATORS if importlib.util.find_spec(f"{row.package}.{o}") is not None)
+        reason = package.why_unusable() if operators and hasattr(package, "why_unusable") else None
+        if operators and reason is None:
+            return operators, {(row.name, o): importlib.import_module(f"{row.package}.{o}") for o in operators}, None
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        reason = None if row.package.startswith(missing) else f"{row.package} needs {missing}, which is not installed"
+    except Exception as error:  # a library of another torch or machine: the other backends work all the same
+        reason = f"{row.package} does not load: {error}"
+    return operators, {}, reason or f"this installation has no operator for it (nothing in {row.package})"
 
-    return tuple(operator for operator in OPERATORS if has(operator))
 
-
-# Looked up once, and kept in plain dictionaries: torch.compile traces through this module.
-OPERATORS_OF = {backend.name: _brings(backend) for backend in BACKENDS}
-_MODULES: dict[tuple[str, str], ModuleType] = {}
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Filled once, when macaron_ops is imported: no import happens inside a compiled function.
+OPERATORS_OF: dict[str, tuple[str, ...]] = {}
+UNUSABLE: dict[str, str | None] = {}
+MODULES: dict[tuple[str, str], ModuleType] = {}
+for _row in BACKENDS:
+    OPERATORS_OF[_row.name], _modules, UNUSABLE[_row.name] = _load(_row)
+    MODULES.update(_modules)
 
 
 def provider(backend: str, operator: str) -> ModuleType:
-    """The backend's module of an operator, imported when it is first needed."""
-    module = _MODULES.get((backend, operator))
-    if module is None:
-        module = importlib.import_module(f"{_BY_NAME[backend].package}.{operator}")
-        _MODULES[backend, operator] = module
-    return module
+    """The backend's module of an operator."""
+    return MODULES[backend, operator]
 
 
-for _operator in OPERATORS_OF["reference"]:
-    provider("reference", _operator)
-
-
-def _missing(row: Backend) -> str | None:
-    """Why a backend cannot run anything in this installation."""
-    if not OPERATORS_OF[row.name]:
-        return f"this installation has no operator for it (nothing in {row.package})"
-    if row.name == "triton" and not _HAS_TRITON:
-        return "triton is not installed"
-    return None
-
-
-def _why_not(row: Backend, request: Request) -> str | None:
+def _why_not(row: Backend, request: Request, by_name: bool) -> str | None:
     """Why a backend cannot run a request; None where it can."""
-    reason = _missing(row)
-    if reason is not None:
-        return reason
+    if UNUSABLE[row.name] is not None:
+        return UNUSABLE[row.name]
     if request.operator not in OPERATORS_OF[row.name]:
         return f"it has no {request.operator}"
-    if row.devices is not None and request.x.device.type not in row.devices:
-        return f"it runs on {' or '.join(row.devices)}, x is on {request.x.device.type}"
-    decline = getattr(provider(row.name, request.operator), "why_not", None)
-    return None if decline is None else decline(request)
+    device = request.x.device.type
+    emulated = by_name and device == "cpu" and row.emulator is not None and os.environ.get(row.emulator) == "1"
+    if row.devices is not None and device not in row.devices and not emulated:
+        return f"it runs on {' or '.join(row.devices)}, x is on {device}"
+    return _ask(row, request, "why_not")
+
+
+def _ask(row: Backend, request: Request, question: str) -> str | None:
+    answer = getattr(MODULES[row.name, request.operator], question, None)
+    return None if answer is None else answer(request)
 
 
 _asked_for: str | None = None
@@ -142,9 +155,11 @@ def select(request: Request) -> str:
     """
     name = asked_for()
     if name is None:
-        row = next(row for row in BACKENDS if _why_not(row, request) is None)
-        return row.name
-    reason = _why_not(_BY_NAME[name], request)
+        for row in BACKENDS:
+            if _why_not(row, request, False) is None and _ask(row, request, "slower") is None:
+                return row.name
+        raise BackendError(f"{request.operator}: no backend can run it")
+    reason = _why_not(_BY_NAME[name], request, True)
     if reason is not None:
         raise BackendError(f"{request.operator}: backend {name!r} was asked for, but {reason}")
     return name
@@ -161,13 +176,15 @@ def choose(request: Request) -> Choice:
     """What :func:`select` would do, with the reason for every row of the table."""
     forced, chosen, rows = asked_for(), None, []
     for row in BACKENDS:
-        reason = _why_not(row, request)
+        reason = _why_not(row, request, forced == row.name)
         usable = reason is None
-        if chosen is None and usable and forced in (None, row.name):
-            chosen = row.name
-        if usable and forced not in (None, row.name):
+        if usable and forced is None:
+            reason = _ask(row, request, "slower")
+        elif usable and forced != row.name:
             reason = f"{forced!r} was asked for"
-        rows.append((row.name, usable, row.reason if reason is None else reason))
+        if chosen is None and usable and reason is None:
+            chosen = row.name
+        rows.append((row.name, usable, reason or row.reason))
     return Choice(chosen, tuple(rows))
 
 
@@ -194,10 +211,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def backends() -> dict[str, BackendStatus]:
     """Every backend with what it brings and, where it cannot be used here, why."""
-    statuses = {}
-    for row in BACKENDS:
-        reason = _missing(row)
-        if reason is None and row.devices == ("cuda",) and not torch.cuda.is_available():
-            reason = "torch sees no CUDA device"
-        statuses[row.name] = BackendStatus(row.name, reason is None, reason or row.reason, OPERATORS_OF[row.name])
-    return statuses
+    return {
+        row.name: BackendStatus(
+            row.name, UNUSABLE[row.name] is None, UNUSABLE[row.name] or row.reason, OPERATORS_OF[row.name]
+        )
+        for row in BACKENDS
+    }

@@ -91,7 +91,8 @@ def ffn_step(
     norm, norm_weight, norm_bias, eps, placement = t.norm(norm, norm_weight, norm_bias, eps, placement)
     dropout = probability("dropout", dropout)
     activation_dropout = probability("activation_dropout", activation_dropout)
-    seed = t.seed(seed, used=dropout > 0.0 or activation_dropout > 0.0)
+    dropped = dropout > 0.0 or activation_dropout > 0.0
+    seed = t.seed(seed, used=dropped)
     options = Options(
         norm,
         eps,
@@ -101,6 +102,7 @@ def ffn_step(
         placement,
         dropout,
         activation_dropout,
+        0,
     )
     tensors = Tensors(w_in, b_in, w_out, b_out, norm_weight, norm_bias, seed)
-    return Bound("ffn_step", t.x, tensors, options, save)
+    return Bound("ffn_step", t.x, tensors, options, save, draws=dropped and seed is None)

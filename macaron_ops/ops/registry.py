@@ -4,12 +4,12 @@
     {backend}_{operator}_backward(Tensor grad, bool[] needs, Tensor x, <tensors>, <saved>, <options>)
         -> (Tensor grad_x, one Tensor per entry of <tensors>)
 
-The argument lists are the named tuples ``Tensors``, ``Saved`` and ``Options`` of the reference's module, so that a
-schema is written once. All have a fixed number of outputs that alias nothing; a tensor that was not asked for is
-empty. They are the pieces of :mod:`macaron_ops.ops.run`, which differentiates them; alone they have no gradient.
+The argument lists are the named tuples ``Tensors`` and ``Options`` of the reference's module, and ``Saved`` of the
+backend's own, so that a schema is written once. All have a fixed number of outputs that alias nothing; a tensor that
+was not asked for is empty. They are the pieces of :mod:`macaron_ops.ops.run`, which differentiates them; alone they
+have no gradient.
 """
 
-import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -18,9 +18,9 @@ from typing import get_type_hints
 import torch
 from torch import Tensor
 
-from .dispatch import OPERATORS_OF, provider
+from .dispatch import MODULES, provider
 
-__all__ = ["BACKWARD", "FORWARD", "definition", "without_autocast"]
+__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition", "without_autocast"]
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -34,12 +34,19 @@ _SCHEMA_TYPES = {
 
 FORWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
 BACKWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
+SAVED: dict[tuple[str, str], int] = {}  # how many tensors the forward operator saves
 _library = torch.library.Library("macaron_ops", "DEF")
 
 
 def definition(operator: str) -> ModuleType:
     """The reference's module of an operator: its named tuples, its forward and backward."""
     return provider("reference", operator)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """No autocast on a device, where it has one (meta has none)."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _arguments(fields: type) -> list[str]:
@@ -54,51 +61,40 @@ def _pack(outputs: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
     return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-def _split(module: ModuleType, arguments: tuple, *parts: type) -> list[tuple]:
-    """A flat argument list as the named tuples that it is made of."""
-    named = []
-    for part in parts:
-        size = len(part._fields)
-        named.append(part(*arguments[:size]))
-        arguments = arguments[size:]
-    return [*named, *arguments]
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """No autocast on a device, where it has one (meta has none)."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
-
-
 def _plain(function: Callable) -> Callable:
     """Run without autograd and autocast: the dtypes are the caller's business, the gradient is another operator."""
 
-    @functools.wraps(function)
     def run(first: Tensor, *rest):
+        # Inside an autograd node, outside autocast, both are off already, and entering contexts takes microseconds.
+        if not torch.is_grad_enabled() and not torch.is_autocast_enabled(first.device.type):
+            return function(first, *rest)
         with torch.no_grad(), without_autocast(first.device):
             return function(first, *rest)
 
     return run
 
 
-def _define(operator: str, backend: str) -> None:
-    module = definition(operator)
-    tensors, options, saved = module.Tensors, module.Options, module.Saved
-    stem = f"{backend}_{operator}"
+def _define(backend: str, operator: str, module: ModuleType) -> None:
+    reference = definition(operator)
+    tensors, options = reference.Tensors, reference.Options
+    saved = getattr(module, "Saved", reference.Saved)
+    saved_shapes = getattr(module, "saved_shapes", reference.saved_shapes)
+    t_end = len(tensors._fields)
+    s_end = t_end + len(saved._fields)
 
     def forward(x: Tensor, *arguments):
-        t, o, save = _split(module, arguments, tensors, options)
-        y, kept = provider(backend, operator).forward(x, t, o, save)
+        t, o = tensors._make(arguments[:t_end]), options._make(arguments[t_end:-1])
+        y, kept = module.forward(x, t, o, arguments[-1])
         return _pack([y.contiguous(), *(s.contiguous() for s in kept)])
 
     def forward_shapes(x: Tensor, *arguments):
-        t, o, save = _split(module, arguments, tensors, options)
-        kept = module.saved_shapes(x, t, o, save)
+        t, o = tensors._make(arguments[:t_end]), options._make(arguments[t_end:-1])
+        kept = saved_shapes(x, t, o, arguments[-1])
         return _pack([x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape, dtype in kept)])
 
     def backward(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
-        t, s, o = _split(module, arguments, tensors, saved, options)
-        grad_x, grads = provider(backend, operator).backward(grad, tuple(needs), x, t, s, o)
+        t, s = tensors._make(arguments[:t_end]), saved._make(arguments[t_end:s_end])
+        grad_x, grads = module.backward(grad, tuple(needs), x, t, s, options._make(arguments[s_end:]))
         return _pack(
             [
                 x.new_empty(0) if g is None else g.to(like.dtype).contiguous()
@@ -107,21 +103,22 @@ def _define(operator: str, backend: str) -> None:
         )
 
     def backward_shapes(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
-        like = (x, *arguments[: len(tensors._fields)])
+        like = (x, *arguments[:t_end])
         return _pack([t.new_empty(t.shape) if n else x.new_empty(0) for n, t in zip(needs, like, strict=True)])
 
+    stem = f"{backend}_{operator}"
     inputs = ["Tensor x", *_arguments(tensors)]
     to_forward = [*inputs, *_arguments(options), "str save"]
     to_backward = ["Tensor grad", "bool[] needs", *inputs, *_arguments(saved), *_arguments(options)]
     _library.define(f"{stem}_forward({', '.join(to_forward)}) -> {_returns(1 + len(saved._fields))}")
-    _library.define(f"{stem}_backward({', '.join(to_backward)}) -> {_returns(1 + len(tensors._fields))}")
+    _library.define(f"{stem}_backward({', '.join(to_backward)}) -> {_returns(1 + t_end)}")
     for name, run, shapes in (("forward", forward, forward_shapes), ("backward", backward, backward_shapes)):
         _library.impl(f"{stem}_{name}", _plain(run), "CompositeExplicitAutograd")
         torch.library.register_fake(f"macaron_ops::{stem}_{name}", shapes, lib=_library)
     FORWARD[backend, operator] = getattr(torch.ops.macaron_ops, f"{stem}_forward").default
     BACKWARD[backend, operator] = getattr(torch.ops.macaron_ops, f"{stem}_backward").default
+    SAVED[backend, operator] = len(saved._fields)
 
 
-for _backend, _operators in OPERATORS_OF.items():
-    for _operator in _operators:
-        _define(_operator, _backend)
+for (_backend, _operator), _module in MODULES.items():
+    _define(_backend, _operator, _module)

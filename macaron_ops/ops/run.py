@@ -11,15 +11,17 @@ from typing import NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .checks import choice
 from .dispatch import Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, definition, without_autocast
+from .registry import BACKWARD, FORWARD, SAVED, definition, without_autocast
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
 
 P = ParamSpec("P")
 SAVE = ("fast", "lean")
+STREAMS = 2  # random streams of an operator: dropout of its output, and inside
 
 
 class Bound(NamedTuple):
@@ -30,6 +32,7 @@ class Bound(NamedTuple):
     tensors: tuple
     options: tuple
     save: str
+    draws: bool = False  # a dropout needs a seed and none was given
     joins: bool = False  # reads the input of the substep before it and adds to that one's output
 
     @property
@@ -56,25 +59,40 @@ class _Step(NamedTuple):
 def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
     """The substeps' output for ``x``; their own ``x`` and ``save`` are not looked at."""
     choice("save", save, SAVE)
+    why_definition = _why_definition(substeps)
+    if why_definition is not None:
+        require_reference(why_definition)
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for bound in substeps for t in (x, *bound.tensors)
+    )
+    policy = save if differentiable else "none"
+    backends = [
+        "reference" if why_definition is not None else select(Request(s.operator, x, s.tensors, s.options, policy))
+        for s in substeps
+    ]
+    seed = None
     inputs: list[Tensor] = [x]
     plan: list[_Step] = []
-    for bound in substeps:
-        if bound.definition_only:
-            require_reference("a Python function as activation is taken by the definition only")
-        backend = select(Request(bound.operator, x, bound.tensors, bound.options))
-        slots = tuple(_slot(inputs, t) for t in bound.tensors)
-        saved = len(definition(bound.operator).Saved._fields)
-        plan.append(_Step(bound.operator, backend, bound.options, bound.joins, slots, saved))
-    if any(bound.definition_only for bound in substeps):
+    for i, (bound, backend) in enumerate(zip(substeps, backends, strict=True)):
+        tensors, options = bound.tensors, bound.options
+        if bound.draws:  # one seed for all substeps, each with streams of its own
+            seed = torch.randint(2**63 - 1, (), device=x.device) if seed is None else seed
+            tensors, options = tensors._replace(seed=seed), options._replace(stream=STREAMS * i)
+        slots = tuple(_slot(inputs, t) for t in tensors)
+        plan.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[backend, bound.operator]))
+    if why_definition is not None:
         with without_autocast(x.device):
             return _define(plan, inputs)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+    if differentiable:
         return _Substeps.apply(tuple(plan), save, *inputs)
-    return _forward(plan, "none", inputs)[0]
+    return _forward(plan, ["none"] * len(plan), inputs)[0]
 
 
 def _slot(inputs: list[Tensor], tensor: Tensor | None) -> int | None:
-    """Where ``tensor`` stands among ``inputs``, appended if it is new: a tensor used twice is one input of the node."""
+    """Where ``tensor`` stands among ``inputs``, appended if it is new: a tensor used twice is one input of the node.
+
+    Found by ``is``: torch.compile would compile again for every new ``id``.
+    """
     if tensor is None:
         return None
     for slot, seen in enumerate(inputs):
@@ -84,7 +102,16 @@ def _slot(inputs: list[Tensor], tensor: Tensor | None) -> int | None:
     return len(inputs) - 1
 
 
-def _forward(plan: Sequence[_Step], save: str, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _why_definition(substeps: Sequence[Bound]) -> str | None:
+    """Why only the definitions can run a call; None where the raw operators can."""
+    if any(bound.definition_only for bound in substeps):
+        return "a Python function as activation is taken by the definition only"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func's transforms and forward-mode differentiation go through the definition only"
+    return None
+
+
+def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The output, and what the backward pass reads: for each step its input (unless it is x, or the same as the
     step's before it), then what the raw operator saved."""
     kept, x, y = [], inputs[0], inputs[0]
@@ -93,7 +120,7 @@ def _forward(plan: Sequence[_Step], save: str, inputs: Sequence[Tensor]) -> tupl
             x = y
             if i > 0:
                 kept.append(x)
-        outputs = FORWARD[step.backend, step.operator](x, *step.gather(inputs), *step.options, save)
+        outputs = FORWARD[step.backend, step.operator](x, *step.gather(inputs), *step.options, save[i])
         out = outputs if step.saved == 0 else outputs[0]
         if step.saved > 0:
             kept.extend(outputs[1:])
@@ -120,7 +147,12 @@ def _reads(plan: Sequence[_Step], kept: Sequence[Tensor], needs: Sequence[bool],
 class _Substeps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, save, *inputs):
-        y, kept = _forward(plan, save, inputs)
+        needs = ctx.needs_input_grad[2:]
+        policies, differentiated = [], needs[0]
+        for step in plan:  # nothing is differentiated, and so nothing saved, before the first trained substep
+            differentiated = differentiated or any(slot is not None and needs[slot] for slot in step.slots)
+            policies.append(save if differentiated else "none")
+        y, kept = _forward(plan, policies, inputs)
         ctx.plan = plan
         ctx.save_for_backward(*inputs, *kept)
         return y
@@ -171,8 +203,9 @@ def _differentiable_backward(plan, grad, needs, inputs) -> list[Tensor | None]:
     # the gradient in a view ends there, the gradient in the input itself would go on and count that path twice.
     inputs = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    y = _define(plan, inputs)
-    grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
+    with without_autocast(grad.device):
+        y = _define(plan, inputs)
+        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return [next(grads) if need else None for need in needs]
 
 
@@ -218,9 +251,13 @@ def explain(operator: Callable, *args, **kwargs) -> Explanation:
     if bind is None:
         raise TypeError(f"operator: expected an operator such as macaron_ops.ffn_step; got {operator!r}")
     bound = bind(*args, **kwargs)
-    chosen: Choice = choose(Request(bound.operator, bound.x, bound.tensors, bound.options))
-    if bound.definition_only:
-        why = "the activation is a Python function: only the definition takes it"
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (bound.x, *bound.tensors)
+    )
+    save = bound.save if differentiable else "none"
+    chosen: Choice = choose(Request(bound.operator, bound.x, bound.tensors, bound.options, save))
+    why = _why_definition([bound])
+    if why is not None:
         rows = tuple((name, name == "reference", why) for name, _, _ in chosen.rows)
         return Explanation(bound.operator, "reference" if asked_for() in (None, "reference") else None, rows)
     return Explanation(bound.operator, *chosen)

@@ -7,7 +7,7 @@ with ``a = residual_scale``, ``c = step``. Keys and values come from ``context``
 Source: Vaswani et al. 2017, arXiv 1706.03762; pre-norm as in Xiong et al. 2020, arXiv 2002.04745.
 """
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from .attention import (
     position_heads,
     position_heads_backward,
 )
-from .dropout import OUTPUT_STREAM, dropout
+from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, dropout
 from .dtypes import accumulation_dtype, upcast
 from .norm import normalize, normalize_backward
 from .projection import merge_heads, project, project_backward, side_by_side, split_heads, to_heads
@@ -66,6 +66,7 @@ class Options(NamedTuple):
     scale: float
     dropout: float
     attention_dropout: float
+    stream: int  # of the output's dropout; the attention weights' is the next one
 
 
 class Saved(NamedTuple):
@@ -75,7 +76,6 @@ class Saved(NamedTuple):
     projected: Tensor  # fast: q, k and v side by side (..., T, (H + 2 Hkv) head_dim); with a context q alone
     projected_context: Tensor  # fast, with a context: its k and v side by side (..., S, 2 Hkv head_dim)
     attended: Tensor  # lean and fast: the heads' outputs, before W_o (..., T, H head_dim)
-    lse: Tensor  # lean and fast: log-sum-exp of the scores (B, H, T), in the accumulation dtype; for kernels
     total: Tensor  # fast, post placement: the sum before its normalisation (..., T, D), in the dtype of x
 
 
@@ -129,6 +129,7 @@ def attend_step(
         scale=(w_out.shape[1] // num_heads) ** -0.5 if scale is None else scale,
         dropout=dropout,
         attention_dropout=attention_dropout,
+        stream=0,
     )
     return forward(x, tensors, options)[0]
 
@@ -142,9 +143,7 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
     projections = project(n, t, o)
     q, k, v = split_heads(projections, t, o)
     q, k = (position_heads(heads, t.cos, t.sin, t.qk_scale) for heads in (q, k))
-    attended, lse = attention(
-        q, k, v, o.scale, _masks(q, k, t, o), o.attention_dropout, t.seed, with_lse=save != "none"
-    )
+    attended = attention(q, k, v, o.scale, _masks(q, k, t, o), _attention_dropout(t, o))
     attended = merge_heads(attended, x)
     total = _total(x, t, o, attended)
     y = total if o.placement == "pre" else normalize(total, o.norm, t.norm_weight, t.norm_bias, o.eps)
@@ -158,7 +157,6 @@ def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -
         projected=keep(projected, fast),
         projected_context=keep(projected_context, fast),
         attended=keep(attended, lean),
-        lse=lse if lean else x.new_empty(0),
         total=keep(total, fast and o.placement == "post", dtype),
     )
     return y.to(dtype), saved
@@ -181,7 +179,7 @@ def backward(
         grad, grads["norm_weight"], grads["norm_bias"] = normalize_backward(
             grad, total, o.norm, t.norm_weight, o.eps, (True, need.norm_weight, need.norm_bias)
         )
-    grad_u = dropout(o.step * grad, o.dropout, t.seed, OUTPUT_STREAM)
+    grad_u = dropout(o.step * grad, o.dropout, t.seed, o.stream + OUTPUT_STREAM)
     grads["w_out"] = outer(grad_u, saved.attended) if need.w_out else None
     grads["b_out"] = sum_rows(grad_u) if need.b_out else None
 
@@ -203,8 +201,7 @@ def backward(
             v,
             o.scale,
             _masks(q, k, t, o),
-            o.attention_dropout,
-            t.seed,
+            _attention_dropout(t, o),
         )
         if need.attn_mask:
             grads["attn_mask"] = grad_scores.sum_to_size(t.attn_mask.shape)
@@ -242,9 +239,12 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
         projected=(shape(fast, *batch, t, width + kv_width if own else width), dtype),
         projected_context=(shape(fast and not own, *(() if own else tensors.context.shape[:-1]), kv_width), dtype),
         attended=(shape(lean, *batch, t, width), dtype),
-        lse=(shape(lean, math.prod(batch), o.num_heads, t), accumulation_dtype(x.dtype)),
         total=(shape(fast and o.placement == "post", *x.shape), x.dtype),
     )
+
+
+def _attention_dropout(t: Tensors, o: Options) -> Callable[[Tensor], Tensor]:
+    return lambda weights: dropout(weights, o.attention_dropout, t.seed, o.stream + HIDDEN_STREAM)
 
 
 def _masks(q: Tensor, k: Tensor, t: Tensors, o: Options):
@@ -253,5 +253,5 @@ def _masks(q: Tensor, k: Tensor, t: Tensors, o: Options):
 
 def _total(x: Tensor, t: Tensors, o: Options, attended: Tensor) -> Tensor:
     """``a x + c drop(W_o attended + b_o)``."""
-    u = dropout(F.linear(attended, t.w_out, t.b_out), o.dropout, t.seed, OUTPUT_STREAM)
+    u = dropout(F.linear(attended, t.w_out, t.b_out), o.dropout, t.seed, o.stream + OUTPUT_STREAM)
     return torch.add(x if o.residual_scale == 1.0 else o.residual_scale * x, u, alpha=o.step)

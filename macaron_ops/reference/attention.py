@@ -1,14 +1,15 @@
 """Multi-head attention on projected queries, keys and values, and its gradient.
 
-    S = scale q k^T + bias,   S_ij = -inf where blocked,   P = softmax(S),   o = drop(P) v,   lse = log sum_j exp(S_ij)
+    S = scale q k^T + bias,   S_ij = -inf where blocked,   P = softmax(S),   o = drop(P) v
 
-A row whose every score is -inf attends to nothing: its P and o are 0 and its lse is -inf.
+A row whose every score is -inf attends to nothing: its P and o are 0.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from .dropout import HIDDEN_STREAM, dropout
 from .norm import unit, unit_backward
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
 UNIT_EPS = 1e-12  # of the unit queries and keys, as torch.nn.functional.normalize
 
 Masks = tuple[list[Tensor], list[Tensor]]
+Drop = Callable[[Tensor], Tensor]  # of the attention weights; linear
 
 
 def masks(
@@ -56,37 +58,22 @@ def masks(
     return blocked, added
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    masks: Masks,
-    dropout_p: float,
-    seed: Tensor | None,
-    *,
-    with_lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``.
-
-    Returns:
-        o ``(B, H, T, head_dim)`` and, where asked for, lse ``(B, H, T)``.
-    """
-    scores = _scores(q, k, scale, masks)
-    p = dropout(_weights(scores, masks), dropout_p, seed, HIDDEN_STREAM)
-    return torch.matmul(p, _repeat(v, q)), torch.logsumexp(scores, dim=-1) if with_lse else None
+def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, drop: Drop) -> Tensor:
+    """Attention of ``q (B, H, T, head_dim)`` to ``k``, ``v (B, Hkv, S, head_dim)``: o ``(B, H, T, head_dim)``."""
+    return torch.matmul(drop(_weights(_scores(q, k, scale, masks), masks)), _repeat(v, q))
 
 
 def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, dropout_p: float, seed: Tensor | None
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float, masks: Masks, drop: Drop
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in ``(q, k, v, S)``: ``dS = P (dP - sum_j P dP)``.
 
-    P is the softmax again and not ``exp(S - lse)``, whose relative error is that of ``lse`` in units of 1.
+    P is formed again as a softmax. A kernel that saved the log-sum-exp has ``exp(S - lse)`` at hand, whose relative
+    error is the absolute error of ``lse``.
     """
     p = _weights(_scores(q, k, scale, masks), masks)
-    grad_v = torch.matmul(dropout(p, dropout_p, seed, HIDDEN_STREAM).transpose(-1, -2), grad)
-    grad_p = dropout(torch.matmul(grad, _repeat(v, q).transpose(-1, -2)), dropout_p, seed, HIDDEN_STREAM)
+    grad_v = torch.matmul(drop(p).transpose(-1, -2), grad)
+    grad_p = drop(torch.matmul(grad, _repeat(v, q).transpose(-1, -2)))
     grad_scores = softmax_backward(grad_p, p)
     grad_q = torch.matmul(grad_scores, _repeat(k, q)) * scale
     grad_k = torch.matmul(grad_scores.transpose(-1, -2), q) * scale

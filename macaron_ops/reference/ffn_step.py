@@ -43,6 +43,7 @@ class Options(NamedTuple):
     placement: str
     dropout: float
     activation_dropout: float
+    stream: int  # of the output's dropout; the hidden activations' is the next one
 
 
 class Saved(NamedTuple):
@@ -76,7 +77,7 @@ def ffn_step(
     Args as there, but nothing is checked and ``seed`` is an int64 0-d tensor (needed when a dropout is not 0).
     """
     tensors = Tensors(w_in, b_in, w_out, b_out, norm_weight, norm_bias, seed)
-    options = Options(norm, eps, activation, step, residual_scale, placement, dropout, activation_dropout)
+    options = Options(norm, eps, activation, step, residual_scale, placement, dropout, activation_dropout, 0)
     return forward(x, tensors, options)[0]
 
 
@@ -116,14 +117,14 @@ def backward(
         grad, grads["norm_weight"], grads["norm_bias"] = normalize_backward(
             grad, total, o.norm, t.norm_weight, o.eps, (True, need.norm_weight, need.norm_bias)
         )
-    grad_u = dropout(o.step * grad, o.dropout, t.seed, OUTPUT_STREAM)
+    grad_u = dropout(o.step * grad, o.dropout, t.seed, o.stream + OUTPUT_STREAM)
     grads["w_out"] = outer(grad_u, h) if need.w_out else None
     grads["b_out"] = sum_rows(grad_u) if need.b_out else None
 
     grad_x = o.residual_scale * grad if need_x else None
     need_n = need_x or (pre and (need.norm_weight or need.norm_bias))
     if need_n or need.w_in or need.b_in:
-        grad_h = dropout(grad_u @ t.w_out, o.activation_dropout, t.seed, HIDDEN_STREAM)
+        grad_h = dropout(grad_u @ t.w_out, o.activation_dropout, t.seed, o.stream + HIDDEN_STREAM)
         grad_hidden = activate_backward(grad_h, hidden, o.activation)
         grads["w_in"] = outer(grad_hidden, n) if need.w_in else None
         grads["b_in"] = sum_rows(grad_hidden) if need.b_in else None
@@ -146,10 +147,10 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
 
 
 def _drop_hidden(hidden: Tensor, t: Tensors, o: Options) -> Tensor:
-    return dropout(activate(hidden, o.activation), o.activation_dropout, t.seed, HIDDEN_STREAM)
+    return dropout(activate(hidden, o.activation), o.activation_dropout, t.seed, o.stream + HIDDEN_STREAM)
 
 
 def _total(x: Tensor, t: Tensors, o: Options, h: Tensor) -> Tensor:
     """``a x + c drop(W_out h + b_out)``."""
-    u = dropout(F.linear(h, t.w_out, t.b_out), o.dropout, t.seed, OUTPUT_STREAM)
+    u = dropout(F.linear(h, t.w_out, t.b_out), o.dropout, t.seed, o.stream + OUTPUT_STREAM)
     return torch.add(x if o.residual_scale == 1.0 else o.residual_scale * x, u, alpha=o.step)

@@ -8,7 +8,7 @@ with q = k = v = x unless they are given. Source: Geshkovski et al. 2023, arXiv 
 Alvarez-Lopez, Geshkovski, Ruiz-Balet 2026, arXiv 2601.21366.
 
 Forward and backward work on blocks of rows, so neither stores an n x n matrix (differentiating the definition with
-autograd does). Only the log-sum-exp is kept between them.
+autograd does). Nothing but the inputs is kept between them.
 """
 
 from typing import NamedTuple
@@ -55,7 +55,7 @@ class Options(NamedTuple):
 
 
 class Saved(NamedTuple):
-    lse: Tensor  # softmax: log-sum-exp over j of beta <q_i, k_j> (..., n), in the accumulation dtype; for kernels
+    """Nothing: the backward pass forms the weights again."""
 
 
 def sphere_attend_step(
@@ -79,17 +79,14 @@ def sphere_attend_step(
 
 
 def forward(x: Tensor, tensors: Tensors, options: Options, save: str = "none") -> tuple[Tensor, Saved]:
-    """``y`` and, for softmax unless ``save="none"``, the log-sum-exp."""
+    """``y`` and nothing."""
     dtype, o = x.dtype, options
     acc = accumulation_dtype(dtype)
     x, t = x.to(acc), upcast(tensors, acc)
     q, k, v, step, beta = _inputs(x, t, o)
     u = torch.cat([_weights(q, k, beta, o, start) @ v for start in _blocks(q)], dim=-2)
     y = move(x, u, step, o.direction, o.eps)
-    lse = x.new_empty(0)
-    if save != "none" and o.weighting == "softmax":
-        lse = torch.cat([torch.logsumexp(_scores(q, k, beta, o, start), dim=-1) for start in _blocks(q)], dim=-1)
-    return y.to(dtype), Saved(lse)
+    return y.to(dtype), Saved()
 
 
 def backward(
@@ -125,9 +122,8 @@ def backward(
 
 
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
-    """The shape and dtype of the log-sum-exp."""
-    keep = save != "none" and options.weighting == "softmax"
-    return Saved((x.shape[:-1] if keep else (0,), accumulation_dtype(x.dtype)))
+    """Nothing is saved."""
+    return Saved()
 
 
 def _inputs(x: Tensor, t: Tensors, o: Options):

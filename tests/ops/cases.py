@@ -96,6 +96,7 @@ f, a, s, z = (
 )
 BORDERS = torch.tensor([0, 3, 3, 9], dtype=torch.int32)
 DROPOUT = {"dropout": 0.3, "attention_dropout": 0.2, "seed": 11}
+PADDED = torch.arange(257)[None] > 140  # the last tile is blocked, the one before it in part
 CASES = [
     *(Case(f, act, _ffn(24, 40, (2, 7), activation=act)) for act in ("relu", "gelu", "gelu_tanh", "silu")),
     *(Case(f, act, _ffn(24, 20, (2, 7), activation=act, norm="rms")) for act in ("swiglu", "geglu")),
@@ -125,6 +126,9 @@ CASES = [
     Case(a, "everything", _attend(24, 4, (2, 7), kv_heads=2, causal=True, extras=_everything, **DROPOUT)),
     Case(a, "dropout", _attend(24, 3, (2, 7), placement="post", **DROPOUT)),
     Case(f, "dropout", _ffn(24, 40, (2, 7), dropout=0.3, activation_dropout=0.2, seed=11)),
+    Case(f, "past-a-tile", _ffn(136, 272, (130,), activation="gelu")),
+    Case(a, "past-a-tile", _attend(80, 2, (1, 70), keys=257, extras=lambda randn, _: {"key_padding_mask": PADDED})),
+    Case(s, "past-a-tile", _sphere(133, 40)),
     Case(a, "one-token", _attend(24, 3, (1,))),
     Case(a, "empty-batch", _attend(24, 3, (0, 7))),
     *(Case(z, d, _normalize((2, 5), 3, direction=d)) for d in ("tangent", "difference", "ambient")),

@@ -184,13 +184,17 @@ def saved_bytes(function, excluded):
 
 
 def test_memory_policies(x, parameters):
-    """lean keeps substep inputs, attention output and log-sum-exp; fast also pre-activations and projections."""
+    """lean keeps substep inputs and the attention output; fast also pre-activations and projections."""
     excluded = [x, *leaves(parameters)]
     tokens, width = 10, x.element_size()
     lean, _y = saved_bytes(lambda: split_layer(x, strang(parameters), save="lean"), excluded)
-    assert lean == tokens * (2 * D + D + HEADS) * width
+    assert lean == tokens * (2 * D + D) * width
     fast, _y = saved_bytes(lambda: split_layer(x, strang(parameters), save="fast"), excluded)
     assert fast == lean + tokens * (2 * HIDDEN + 3 * D) * width
+    for p in parameters["first"] + parameters["attention"]:
+        p.requires_grad_(False)
+    frozen, _y = saved_bytes(lambda: split_layer(x.detach(), strang(parameters), save="fast"), excluded)
+    assert frozen == tokens * (2 * D + HIDDEN) * width  # two substep inputs, and the last one's pre-activations
     with torch.no_grad():
         none, _y = saved_bytes(lambda: split_layer(x, strang(parameters)), excluded)
     assert none == 0
@@ -223,6 +227,57 @@ def test_autocast_saves_activations_in_its_dtype(parameters):
             split_layer(x, strang(p))
     assert (HIDDEN, torch.bfloat16) in kept and (3 * D, torch.bfloat16) in kept
     assert (HIDDEN, torch.float32) not in kept and (3 * D, torch.float32) not in kept
+
+
+def test_second_derivatives_do_not_hear_of_autocast(x, parameters):
+    y = split_layer(x.float(), strang({n: [t.float() for t in group] for n, group in parameters.items()}))
+    plain = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        graph = torch.autograd.grad(y.sum(), x, create_graph=True)[0]
+    torch.testing.assert_close(graph.float(), plain.float())
+
+
+def test_float32_norm_parameters_beside_a_narrower_x(parameters):
+    """Mixed models keep their norms in float32; under autocast they are not rounded either."""
+    weights = [t.detach().bfloat16() for t in parameters["first"]]
+    x, norm_weight = torch.randn(4, D, dtype=torch.bfloat16), (1 + 1e-3 * torch.randn(D)).requires_grad_()
+    y = ffn_step(x, *weights, norm_weight=norm_weight)
+    expected = ffn_step(x.float(), *(w.float() for w in weights), norm_weight=norm_weight).bfloat16()
+    assert torch.equal(y, expected) and torch.autograd.grad(y.sum(), norm_weight)[0].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(ffn_step(x, *weights, norm_weight=norm_weight), expected)
+
+
+def test_function_transforms_and_forward_mode(x, parameters):
+    """They go through the definition: torch's rule for a custom node would give tangents of zero."""
+    steps = strang({n: [t.detach() for t in group] for n, group in parameters.items()})
+    x, v = x[:, :2].detach(), torch.randn(2, 2, D, dtype=torch.float64)
+
+    def layer(x):
+        return split_layer(x, steps)
+
+    h = 1e-6
+    difference = (layer(x + h * v) - layer(x - h * v)) / (2 * h)
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (v,))[1], difference, rtol=1e-6, atol=1e-8)
+    with torch.autograd.forward_ad.dual_level():
+        dual = layer(torch.autograd.forward_ad.make_dual(x, v))
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+    leaf = x.clone().requires_grad_()
+    expected = torch.autograd.grad(layer(leaf).square().sum(), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(lambda x: layer(x).square().sum())(x), expected)
+    torch.testing.assert_close(torch.vmap(layer)(x), layer(x))
+
+
+def test_substeps_of_a_layer_draw_different_masks(parameters):
+    """One seed a layer, a stream a substep: two equal FFN substeps with dropout of half their outputs differ."""
+    p = parameters["first"]
+    half = substep(ffn_step, *p, norm=None, step=1.0, residual_scale=0.0, dropout=0.5)
+    x = torch.randn(2, 50, D, dtype=torch.float64)
+    y = split_layer(x, [half, half])
+    assert 0.15 < (y == 0).double().mean() < 0.85
+    once = split_layer(x, [half])
+    assert (once == 0).ne(y == 0).any()
 
 
 def test_dropout_seeds_repeat(x, parameters):

@@ -1,5 +1,7 @@
 """Claim: the dropout masks are Philox-4x32-10 and equal those of Triton's ``tl.rand`` bit for bit."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def test_known_answer():
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 + 5, 2**62 + 12345678901, -1])
-@pytest.mark.parametrize("stream", [OUTPUT_STREAM, HIDDEN_STREAM])
+@pytest.mark.parametrize("stream", [OUTPUT_STREAM, HIDDEN_STREAM, 17])
 def test_equals_triton(seed, stream, device):
     triton = pytest.importorskip("triton")
     tl = triton.language
@@ -26,13 +28,20 @@ def test_equals_triton(seed, stream, device):
     def kernel(out, seed_pointer, stream, n, BLOCK: tl.constexpr):
         position = tl.arange(0, BLOCK).to(tl.int64)
         seed = tl.load(seed_pointer)
-        offset = position + (tl.full((BLOCK,), 0, tl.int64) + stream << 60)
+        offset = position + (tl.full((BLOCK,), 0, tl.int64) + stream << 52)
         tl.store(out + position, tl.rand(seed, offset), mask=position < n)
 
     n = 1000
     expected = torch.full((n,), torch.nan, device=device)
     kernel[(1,)](expected, seed_tensor(seed).to(device), stream, n, BLOCK=1024)
     assert torch.equal(uniform(seed_tensor(seed).to(device), torch.Size((n,)), stream), expected)
+
+
+def test_blocks_are_one_stream(monkeypatch):
+    shape = torch.Size((7, 11))
+    whole = uniform(seed_tensor(5), shape, OUTPUT_STREAM)
+    monkeypatch.setattr(importlib.import_module("macaron_ops.reference.dropout"), "_BLOCK", 10)
+    assert torch.equal(uniform(seed_tensor(5), shape, OUTPUT_STREAM), whole)
 
 
 def test_positions_past_32_bits_use_the_second_counter_word():

@@ -57,7 +57,7 @@ def test_ffn_step(activation, norm, placement):
     rows = HIDDEN * (2 if activation in ("swiglu", "geglu") else 1)
     affine = (leaf(D), leaf(D)) if norm else (None, None)
     tensors = m.Tensors(leaf(rows, D), leaf(rows), leaf(D, HIDDEN), leaf(D), *affine, SEED)
-    options = m.Options(norm, 1e-3, activation, 0.5, 1.5, placement, 0.2, 0.3)
+    options = m.Options(norm, 1e-3, activation, 0.5, 1.5, placement, 0.2, 0.3, 0)
     check("ffn_step", leaf(2, D), tensors, options)
 
 
@@ -101,7 +101,7 @@ def test_attend_step(case):
         SEED,
     )
     causal = case["masks"] == "causal"
-    options = m.Options(heads, kv_heads, "layer", 1e-2, 0.7, 1.3, case["placement"], causal, 0.4, 0.2, 0.3)
+    options = m.Options(heads, kv_heads, "layer", 1e-2, 0.7, 1.3, case["placement"], causal, 0.4, 0.2, 0.3, 0)
     check("attend_step", leaf(2, T, D), tensors, options)
 
 
@@ -109,7 +109,7 @@ def test_attend_step_learned_key_padding_bias():
     m = module("attend_step")
     empty = dict.fromkeys(m.Tensors._fields)
     tensors = m.Tensors(**{**empty, "w_q": leaf(3 * D, D), "w_out": leaf(D, D), "key_padding_mask": leaf(2, T)})
-    options = m.Options(2, 2, None, 1e-5, 1.0, 1.0, "pre", False, 0.5, 0.0, 0.0)
+    options = m.Options(2, 2, None, 1e-5, 1.0, 1.0, "pre", False, 0.5, 0.0, 0.0, 0)
     check("attend_step", leaf(2, T, D), tensors, options)
 
 
@@ -118,7 +118,7 @@ def test_attend_step_packed_sequences():
     empty = dict.fromkeys(m.Tensors._fields)
     borders = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     tensors = m.Tensors(**{**empty, "w_q": leaf(3 * D, D), "w_out": leaf(D, D), "cu_seqlens": borders})
-    options = m.Options(2, 2, "rms", 1e-2, 1.0, 1.0, "pre", True, 0.5, 0.0, 0.0)
+    options = m.Options(2, 2, "rms", 1e-2, 1.0, 1.0, "pre", True, 0.5, 0.0, 0.0, 0)
     check("attend_step", leaf(5, D), tensors, options)
 
 
