@@ -12,9 +12,10 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from macaron_ops.nn.parts import class_name, why_not_part
 from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
 
-from .family import Family, activation_name, class_name, why_not_activation, why_not_part
+from .family import Family, activation_name, why_not_activation
 
 __all__ = ["FAMILY"]
 

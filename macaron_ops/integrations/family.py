@@ -1,22 +1,14 @@
-"""What a family of models says about itself, and the checks that families share.
-
-A fused layer reads the parameters of its submodules and does not call them. It may therefore stand in only for
-submodules whose call is nothing but their class's forward: no hook, no patched ``forward``, no other class (LoRA,
-quantisation, adapters).
-"""
+"""What a family of models says about itself, and the checks that families share; see ``macaron_ops.nn.parts``."""
 
 from collections.abc import Callable
-from itertools import chain
 from typing import NamedTuple
 
 from torch import nn
 
 from macaron_ops.nn.activation import fused_activation
+from macaron_ops.nn.parts import class_name, why_not_part
 
-__all__ = ["Family", "activation_name", "class_name", "why_not_activation", "why_not_part", "why_not_weights"]
-
-# transformers' hooks that record hidden states and attentions. They do nothing until a call asks for those.
-_RECORDING = "transformers.utils.output_capturing"
+__all__ = ["Family", "activation_name", "why_not_activation", "why_not_weights"]
 
 _TRANSFORMERS = {
     "transformers.activations.GELUActivation": "gelu",
@@ -43,25 +35,6 @@ class Family(NamedTuple):
     why_not: Callable[[nn.Module], str | None]
 
 
-def class_name(cls: type) -> str:
-    """``"module.Class"``."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def why_not_part(name: str, part: nn.Module | None, expected: type[nn.Module]) -> str | None:
-    """Why the submodule ``part`` has to be called, not read; or None."""
-    if type(part) is not expected:
-        return f"{name} is a {class_name(type(part))}, not {expected.__name__} itself"
-    if "forward" in part.__dict__:
-        return f"{name} has a forward of its own, which would be skipped"
-    if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-        for hook in chain.from_iterable(h.values() for h in hooks):
-            if getattr(hook, "__module__", None) != _RECORDING:
-                return f"{name} has a hook, {getattr(hook, '__qualname__', hook)}, which would be skipped"
-    return None
-
-
 def why_not_weights(layer: nn.Module) -> str | None:
     """A parameter that is a tensor subclass (quantised, sharded), or None."""
     for name, parameter in layer.named_parameters():
@@ -72,12 +45,15 @@ def why_not_weights(layer: nn.Module) -> str | None:
 
 def why_not_activation(name: str, activation: object) -> str | None:
     """Why the activation (a function, or a submodule of this name) has to be called; or None."""
-    if activation_name(activation) is None:
+    reason = why_not_part(name, activation, type(activation)) if isinstance(activation, nn.Module) else None
+    if reason is None and activation_name(activation) is None:
         return f"{name} {getattr(activation, '__name__', type(activation).__name__)} has no fused form"
-    return why_not_part(name, activation, type(activation)) if isinstance(activation, nn.Module) else None
+    return reason
 
 
 def activation_name(activation: object) -> str | None:
     """The operators' name for an activation of torch or transformers, a function or a module; None: they have none."""
+    if not callable(activation) or isinstance(activation, type):
+        return None
     name = _TRANSFORMERS.get(class_name(type(activation))) or fused_activation(activation)
     return name if isinstance(name, str) else None

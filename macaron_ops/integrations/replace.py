@@ -10,11 +10,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from macaron_ops.nn.parts import class_name
 from macaron_ops.ops.checks import choice
 from macaron_ops.ops.run import SAVE
 
 from . import bert, torch_transformer
-from .family import Family, class_name, why_not_weights
+from .family import Family, why_not_weights
 from .report import Left, Replaced, Report
 
 __all__ = ["FAMILIES", "replace_layers", "restore_layers"]
@@ -49,7 +50,7 @@ def replace_layers(model: nn.Module, *, save: str = "fast", families: Iterable[s
         What was replaced, what was left and why; ``str()`` is a table.
 
     Raises:
-        TypeError: ``model`` is not a module.
+        TypeError: ``model`` is not a module, or ``families`` not names.
         ValueError: an unknown ``save`` or family.
     """
     _check_module(model)
@@ -107,9 +108,11 @@ def _choose(families: Iterable[str] | str | None) -> dict[str, Family]:
     """The chosen families by the classes that they replace."""
     if families is None:
         return _FAMILY_OF
-    names = {families} if isinstance(families, str) else set(families)
+    if not isinstance(families, Iterable):
+        raise TypeError(f"families: expected names, a name or None; got {families!r}")
+    names = [families] if isinstance(families, str) else list(families)
     known = [family.name for family in FAMILIES]
-    for name in names.difference(known):
+    for name in (name for name in names if name not in known):
         raise ValueError(f"families: expected names among {', '.join(map(repr, known))}; got {name!r}")
     return {layer: family for layer, family in _FAMILY_OF.items() if family.name in names}
 

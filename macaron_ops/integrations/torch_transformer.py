@@ -3,8 +3,9 @@
 from torch import nn
 
 from macaron_ops.nn import LieTrotterDecoderLayer, LieTrotterEncoderLayer
+from macaron_ops.nn.parts import class_name, why_not_part
 
-from .family import Family, class_name, why_not_activation, why_not_part
+from .family import Family, why_not_activation
 
 __all__ = ["FAMILY"]
 

@@ -8,6 +8,7 @@ from macaron_ops.ops.checks import choice, number, positive_int, probability
 from macaron_ops.ops.run import SAVE
 
 from .norm import build_norm, norm_arguments
+from .parts import require_part
 
 __all__ = ["AttendStep"]
 
@@ -85,10 +86,10 @@ class AttendStep(nn.Module):
 
     def reset_parameters(self) -> None:
         """As ``nn.MultiheadAttention``."""
-        for linear in self._projections():
+        for linear in self._projections().values():
             nn.init.xavier_uniform_(linear.weight)
         self.out_proj.reset_parameters()
-        for linear in (*self._projections(), self.out_proj):
+        for linear in (*self._projections().values(), self.out_proj):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
@@ -129,12 +130,15 @@ class AttendStep(nn.Module):
     ) -> Substep:
         """The step as an element of :func:`macaron_ops.split_layer`."""
         projections = self._projections()
+        for name, linear in {**projections, "out_proj": self.out_proj}.items():
+            require_part(name, linear, nn.Linear)
         if self.context_dim is None:
-            weights, biases = projections[0].weight, projections[0].bias
+            weights, biases = self.in_proj.weight, self.in_proj.bias
         elif context is None:
             raise ValueError(f"context: expected a tensor of width context_dim = {self.context_dim}; got None")
         else:
-            weights, biases = tuple(p.weight for p in projections), tuple(p.bias for p in projections)
+            weights = tuple(p.weight for p in projections.values())
+            biases = tuple(p.bias for p in projections.values())
         return substep(
             operator,
             weights,
@@ -158,8 +162,9 @@ class AttendStep(nn.Module):
             **norm_arguments(self.norm),
         )
 
-    def _projections(self) -> tuple[nn.Linear, ...]:
-        return (self.in_proj,) if self.context_dim is None else (self.q_proj, self.k_proj, self.v_proj)
+    def _projections(self) -> dict[str, nn.Linear]:
+        names = ("in_proj",) if self.context_dim is None else ("q_proj", "k_proj", "v_proj")
+        return {name: getattr(self, name) for name in names}
 
     def extra_repr(self) -> str:
         groups = "" if self.num_kv_heads == self.num_heads else f"num_kv_heads={self.num_kv_heads}, "

@@ -9,6 +9,7 @@ from macaron_ops.ops.run import SAVE
 
 from .activation import Activation, fused_activation, hidden_rows
 from .norm import build_norm, norm_arguments
+from .parts import require_part
 
 __all__ = ["FFNStep"]
 
@@ -72,6 +73,8 @@ class FFNStep(nn.Module):
 
     def substep(self, seed: int | Tensor | None = None) -> Substep:
         """The step as an element of :func:`macaron_ops.split_layer`."""
+        require_part("linear1", self.linear1, nn.Linear)
+        require_part("linear2", self.linear2, nn.Linear)
         return substep(
             operator,
             self.linear1.weight,

@@ -3,18 +3,17 @@
 The classes compute what their base classes compute, from the same parameters. An existing layer becomes one by
 ``layer.__class__ = LieTrotterEncoderLayer`` and goes back the same way: they need no attribute of their own.
 Differences, all intended: a row that is masked entirely gets zeros from the attention, where torch gives NaN; dropout
-takes its numbers from ``macaron_ops``' generator; hooks of submodules (``self_attn``, ``linear1``, ...) are not run,
-since the submodules are not called; and ``is_causal=True`` without a mask is always refused, where torch's inference
-path ignores it.
+takes its numbers from ``macaron_ops``' generator; a submodule (``self_attn``, ``linear1``, ...) with hooks or of
+another class is refused at the call, since the submodules are read and not called; and ``is_causal=True`` without a
+mask is always refused, where torch's inference path ignores it.
 """
-
-from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from macaron_ops.ops import Substep
 
+from .activation import Activation, torch_activation
 from .layer_checks import check_layer
 from .sublayers import attend_substep, ffn_substep
 from .torch_forward import decode, encode, require_mask
@@ -25,8 +24,8 @@ __all__ = ["LieTrotterDecoderLayer", "LieTrotterEncoderLayer"]
 class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
     """``nn.TransformerEncoderLayer`` with a fused forward: attention step, FFN step.
 
-    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``save`` is the memory policy,
-    ``"fast"`` or ``"lean"``.
+    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``activation`` may also be
+    ``"silu"`` or ``"gelu_tanh"``, and ``save`` is the memory policy, ``"fast"`` or ``"lean"``.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -40,7 +39,7 @@ class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        activation: Activation = F.relu,
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -56,7 +55,7 @@ class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
             nhead,
             dim_feedforward,
             dropout,
-            activation,
+            torch_activation(activation),
             layer_norm_eps,
             batch_first,
             norm_first,
@@ -104,8 +103,9 @@ class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
 class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
     """``nn.TransformerDecoderLayer`` with a fused forward: self-attention, cross-attention, FFN step.
 
-    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``save`` is the memory policy,
-    ``"fast"`` or ``"lean"``. Nested ``tgt`` and ``memory`` (which torch's layer does not take) are padded inside.
+    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``activation`` may also be
+    ``"silu"`` or ``"gelu_tanh"``, and ``save`` is the memory policy, ``"fast"`` or ``"lean"``. Nested ``tgt`` and
+    ``memory`` (which torch's layer does not take) are padded inside.
 
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
@@ -119,7 +119,7 @@ class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
         nhead: int,
         dim_feedforward: int = 2048,
         dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        activation: Activation = F.relu,
         layer_norm_eps: float = 1e-5,
         batch_first: bool = False,
         norm_first: bool = False,
@@ -135,7 +135,7 @@ class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
             nhead,
             dim_feedforward,
             dropout,
-            activation,
+            torch_activation(activation),
             layer_norm_eps,
             batch_first,
             norm_first,

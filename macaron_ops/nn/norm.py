@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from macaron_ops.ops.checks import choice, number
 
+from .parts import require_part
+
 __all__ = ["SphereNorm", "build_norm", "norm_arguments"]
 
 
@@ -38,14 +40,14 @@ def norm_arguments(module: nn.Module, name: str = "norm") -> dict:
 
     Raises:
         TypeError: the operators do not know the module's normalisation.
+        RuntimeError: it has hooks, which would be skipped.
         ValueError: it is not over the last dimension alone, or has no eps of its own.
     """
+    require_part(name, module, nn.LayerNorm, nn.RMSNorm, SphereNorm, nn.Identity)
     if isinstance(module, nn.Identity):
         return {"norm": None}
     if isinstance(module, SphereNorm):
         return {"norm": "sphere", "eps": module.eps}
-    if not isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        raise TypeError(f"{name}: expected LayerNorm, RMSNorm, SphereNorm or Identity; got {type(module).__name__}")
     if len(module.normalized_shape) != 1:
         raise ValueError(f"{name}: expected a norm over the last dimension; got over {module.normalized_shape}")
     if isinstance(module, nn.LayerNorm):

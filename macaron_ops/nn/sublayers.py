@@ -1,16 +1,17 @@
 """Substeps that use the parameters of torch's own modules: ``nn.MultiheadAttention``, ``nn.Linear``, norms, dropouts.
 
-The modules hold parameters and settings; their ``forward`` is not called. So what lives in a forward hook of a
-submodule is skipped: observers, and the reparametrisations that are hooks (``torch.nn.utils.prune``, and the old
-``weight_norm`` and ``spectral_norm``). ``torch.nn.utils.parametrize`` works.
+The modules hold parameters and settings; their ``forward`` is not called, and a module whose call would do more is
+refused (``macaron_ops.nn.parts``).
 """
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from macaron_ops.ops import Substep, attend_step, ffn_step, substep
 
 from .activation import Activation, fused_activation
 from .norm import norm_arguments
+from .parts import require_part
 
 __all__ = ["attend_substep", "dropout_p", "ffn_substep"]
 
@@ -27,8 +28,8 @@ def ffn_substep(
     step: float = 1.0,
 ) -> Substep:
     """``x + step drop(linear2(drop(act(linear1(N(x))))))``, or the norm around it."""
-    _expect("linear1", linear1, nn.Linear)
-    _expect("linear2", linear2, nn.Linear)
+    require_part("linear1", linear1, nn.Linear)
+    require_part("linear2", linear2, nn.Linear)
     return substep(
         ffn_step,
         linear1.weight,
@@ -57,7 +58,8 @@ def attend_substep(
     cu_seqlens: Tensor | None = None,
 ) -> Substep:
     """``x + drop(attention(N(x)))``, or the norm around it; ``context``: what cross-attention reads."""
-    _expect("attention", attention, nn.MultiheadAttention)
+    require_part("attention", attention, nn.MultiheadAttention)
+    require_part("attention.out_proj", attention.out_proj, NonDynamicallyQuantizableLinear, nn.Linear)
     if attention.bias_k is not None or attention.bias_v is not None or attention.add_zero_attn:
         raise ValueError("attention: expected an nn.MultiheadAttention without add_bias_kv and add_zero_attn")
     if attention._qkv_same_embed_dim:
@@ -86,12 +88,5 @@ def attend_substep(
 
 def dropout_p(module: nn.Module) -> float:
     """The probability with which a dropout module drops now."""
-    if isinstance(module, nn.Identity):
-        return 0.0
-    _expect("dropout", module, nn.Dropout)
-    return float(module.p) if module.training else 0.0
-
-
-def _expect(name: str, module: object, kind: type) -> None:
-    if not isinstance(module, kind):
-        raise TypeError(f"{name}: expected {kind.__name__}; got {type(module).__name__}")
+    require_part("dropout", module, nn.Dropout, nn.Identity)
+    return float(module.p) if module.training and not isinstance(module, nn.Identity) else 0.0

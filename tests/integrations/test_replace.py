@@ -104,12 +104,12 @@ def test_a_class_of_the_same_name_is_another_class():
         (lambda m: m.norm1.register_full_backward_hook(print), "norm1 has a hook, print"),
         (lambda m: m.dropout1.register_full_backward_pre_hook(print), "dropout1 has a hook, print"),
         (lambda m: setattr(m, "linear1", type("LoraLinear", (nn.Linear,), {})(8, 16)), "linear1 is a .*LoraLinear"),
-        (lambda m: nn.utils.parametrizations.weight_norm(m.linear1), "linear1 is a .*ParametrizedLinear"),
-        (lambda m: setattr(m, "norm1", nn.RMSNorm(8)), "norm1 is a .*RMSNorm, not LayerNorm itself"),
-        (lambda m: setattr(m, "norm2", None), "norm2 is a builtins.NoneType, not LayerNorm itself"),
+        (lambda m: setattr(m, "norm1", nn.RMSNorm(8)), "norm1 is a .*torch.nn.RMSNorm, not torch.nn.LayerNorm itself"),
+        (lambda m: setattr(m, "norm2", None), "norm2 is a builtins.NoneType, not torch.nn.LayerNorm itself"),
         (lambda m: setattr(m, "self_attn", nn.MultiheadAttention(8, 2, add_bias_kv=True)), "self_attn has add_bias_kv"),
-        (lambda m: setattr(m.self_attn, "out_proj", nn.Linear(8, 8)), "self_attn.out_proj is a .*Linear"),
+        (lambda m: setattr(m.self_attn, "out_proj", nn.Linear(8, 8)), "self_attn.out_proj is a torch.nn.Linear, not "),
         (lambda m: setattr(m, "activation", torch.tanh), "activation tanh has no fused form"),
+        (lambda m: setattr(m, "activation", nn.ReLU), "activation ReLU has no fused form"),
         (lambda m: setattr(m, "activation", nn.ELU()), "activation ELU has no fused form"),
     ],
 )
@@ -121,6 +121,14 @@ def test_what_a_fused_layer_would_skip_is_left_with_the_reason(change, reason):
     assert re.search(reason, report.left[0].reason)
 
 
+def test_parametrized_submodules_are_replaced():
+    layer, x = _layer(dropout=0.0), torch.randn(2, 3, 8)
+    nn.utils.parametrizations.weight_norm(layer.linear1)
+    expected = layer(x)
+    assert len(macaron_ops.replace_layers(layer).replaced) == 1
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_a_parameter_of_another_class_is_left():
     class Quantised(torch.Tensor):
         pass
@@ -129,6 +137,36 @@ def test_a_parameter_of_another_class_is_left():
     layer.linear1.weight = nn.Parameter(torch.randn(16, 8).as_subclass(Quantised))
     (reason,) = _reasons(macaron_ops.replace_layers(layer))
     assert reason.startswith("linear1.weight is a ") and reason.endswith("Quantised, not a plain parameter")
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda m: m.linear1.register_forward_hook(print), RuntimeError, "linear1 has a hook, print"),
+        (lambda m: nn.utils.prune.l1_unstructured(m.linear1, "weight", 0.5), RuntimeError, "linear1 has a hook, "),
+        (lambda m: m.self_attn.out_proj.register_forward_pre_hook(print), RuntimeError, "out_proj has a hook, print"),
+        (
+            lambda m: setattr(m, "linear2", Doubled(16, 8)),
+            TypeError,
+            "linear2: expected torch.nn.Linear; got .*Doubled",
+        ),
+    ],
+)
+def test_a_layer_that_changes_later_does_not_skip_the_change_in_silence(change, error, message, compiled):
+    layer = _layer()
+    macaron_ops.replace_layers(layer)
+    change(layer)
+    call = torch.compile(layer, backend="eager") if compiled else layer
+    with pytest.raises(error, match=message):
+        call(torch.randn(2, 3, 8))
+    (left,) = macaron_ops.replace_layers(layer).left
+    assert left.cls == "LieTrotterEncoderLayer" and type(layer) is nn.TransformerEncoderLayer
 
 
 def test_a_replaced_layer_that_changed_is_restored_and_reported():
@@ -168,6 +206,10 @@ def test_families_are_chosen_by_name():
     assert len(macaron_ops.replace_layers(model, families="torch").replaced) == 1
     with pytest.raises(ValueError, match="families: expected names among 'torch', 'bert'; got 'gpt'"):
         macaron_ops.replace_layers(model, families=["torch", "gpt"])
+    with pytest.raises(TypeError, match="families: expected names, a name or None; got 3"):
+        macaron_ops.replace_layers(model, families=3)
+    with pytest.raises(ValueError, match="families: expected names among .*; got \\['torch'\\]"):
+        macaron_ops.replace_layers(model, families=[["torch"]])
 
 
 def test_bad_input_is_refused_before_anything_changes():

@@ -174,3 +174,5 @@ def test_refusals_of_types():
         FFNStep(8.0, F)
     with pytest.raises(TypeError, match="activation: expected a name or a callable; got 3"):
         FFNStep(D, F, activation=3)
+    with pytest.raises(TypeError, match="activation: expected a function or an instance; got the class SiLU itself"):
+        FFNStep(D, F, activation=torch.nn.SiLU)
