@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from macaron_ops.ops import Substep, split_layer
 
 from .nested import pack, pad
+from .parts import require_part
 
 __all__ = ["attention_arguments", "decode", "encode", "require_mask"]
 
@@ -29,6 +30,9 @@ def encode(
     save: str,
 ) -> Tensor:
     """An encoder layer whose ``substeps(**arguments of the attention)`` are given."""
+    require_part("self_attn", attention, nn.MultiheadAttention)
+    _check_hint("is_causal", is_causal)
+    _check_input("src", src, attention)
     if src.is_nested:
         _check_nested("src", src, attention, src_mask=src_mask, src_key_padding_mask=src_key_padding_mask)
         packed, cu_seqlens, repack = pack(src)
@@ -55,6 +59,12 @@ def decode(
     save: str,
 ) -> Tensor:
     """A decoder layer whose ``substeps(arguments of the self-attention, of the cross-attention)`` are given."""
+    require_part("self_attn", self_attention, nn.MultiheadAttention)
+    require_part("multihead_attn", cross_attention, nn.MultiheadAttention)
+    _check_hint("tgt_is_causal", tgt_is_causal)
+    _check_hint("memory_is_causal", memory_is_causal)
+    _check_input("tgt", tgt, self_attention)
+    _check_input("memory", memory, cross_attention)
     repack = None
     if tgt.is_nested:
         _check_nested("tgt", tgt, self_attention, tgt_mask=tgt_mask, tgt_key_padding_mask=tgt_key_padding_mask)
@@ -81,7 +91,7 @@ def decode(
 
 def require_mask(hint: str, is_causal: bool, name: str, mask: Tensor | None) -> None:
     """In torch's layers ``is_causal`` says something about the mask and does not stand for it."""
-    if is_causal and mask is None:
+    if is_causal is True and mask is None:
         raise ValueError(f"{hint}: expected False without {name}: it is a hint that {name} is causal; got True")
 
 
@@ -96,28 +106,58 @@ def attention_arguments(
     """``causal``, ``attn_mask`` and ``key_padding_mask`` of ``attend_step`` from the (named) arguments of a layer."""
     mask_name, mask = attn_mask
     padding_name, padding = key_padding_mask
-    causal = is_causal and (padding is None or mask is None)
-    if causal:
-        mask = None
     tokens, keys = x.shape[-2], context.shape[-2]
     if mask is not None:
         sequences = x.shape[0] if x.dim() == 3 else 1
-        mask = _fit_mask(mask_name, mask, x, (tokens, keys), (sequences * num_heads, tokens, keys))
+        _check_mask(mask_name, mask, x, (tokens, keys), (sequences * num_heads, tokens, keys))
     if padding is not None:
-        padding = _fit_mask(padding_name, padding, x, (*x.shape[:-2], keys))
-    return {"causal": causal, "attn_mask": mask, "key_padding_mask": padding}
+        _check_mask(padding_name, padding, x, (*x.shape[:-2], keys))
+    causal = is_causal and (padding is None or mask is None)
+    return {
+        "causal": causal,
+        "attn_mask": None if causal else _like_input(mask, x),
+        "key_padding_mask": _like_input(padding, x),
+    }
 
 
-def _fit_mask(name: str, mask: object, x: Tensor, *shapes: tuple[int, ...]) -> Tensor:
-    """The mask, of one of the shapes; a float32 one in the dtype of ``x``."""
+def _check_mask(name: str, mask: object, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    """A mask of one of the shapes, of a dtype and on the device that go with ``x``."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: expected a tensor or None; got {type(mask).__name__}")
-    cast = mask.is_floating_point() and torch.is_autocast_enabled(x.device.type)  # by the operator
-    if mask.dtype not in (torch.bool, torch.float32, x.dtype) and not cast:
+    if mask.dtype not in (torch.bool, torch.float32, x.dtype) and not _autocasts(x.device, mask.dtype, x.dtype):
         raise TypeError(f"{name}: expected dtype bool, float32 or that of the input, {x.dtype}; got {mask.dtype}")
     if tuple(mask.shape) not in shapes:
         raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}; got {tuple(mask.shape)}")
-    return mask.to(x.dtype) if mask.dtype == torch.float32 else mask
+    if mask.device != x.device:
+        raise ValueError(f"{name}: expected a tensor on the device of the input, {x.device}; got {mask.device}")
+
+
+def _like_input(mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """A float32 mask in the dtype of ``x``."""
+    return mask.to(x.dtype) if mask is not None and mask.dtype == torch.float32 else mask
+
+
+def _check_hint(name: str, is_causal: object) -> None:
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"{name}: expected True or False; got {is_causal!r}")
+
+
+def _check_input(name: str, x: object, attention: nn.MultiheadAttention) -> None:
+    """A tensor on the parameters' device, of their dtype or one that autocast brings to it."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor; got {type(x).__name__}")
+    parameter = next(attention.parameters(), x)  # a replica of nn.DataParallel has none
+    if x.device != parameter.device:
+        raise ValueError(f"{name}: expected a tensor on the parameters' device, {parameter.device}; got {x.device}")
+    if x.dtype != parameter.dtype and not _autocasts(x.device, x.dtype, parameter.dtype):
+        raise TypeError(f"{name}: expected the parameters' dtype, {parameter.dtype}; got {x.dtype}")
+
+
+def _autocasts(device: torch.device, *dtypes: torch.dtype) -> bool:
+    """Whether the operators cast among these dtypes: all floating dtypes but float64, under autocast."""
+    if not all(dtype.is_floating_point and dtype != torch.float64 for dtype in dtypes):
+        return False
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _check_nested(name: str, x: Tensor, attention: nn.MultiheadAttention, **masks: Tensor | None) -> None:

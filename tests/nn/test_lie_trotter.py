@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from macaron_ops.nn import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from macaron_ops.nn.activation import fused_activation
@@ -138,6 +138,19 @@ def test_shared_and_parametrized_parameters(theirs, ours, count):
     torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
 
 
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_a_parametrization_that_counts_its_reads(theirs, ours, count):
+    """A training step of spectral_norm moves its singular vectors once each time that the weight is read."""
+    expected, layer = pair(theirs, ours)
+    for module in (expected, layer):
+        for linear in (module.linear1, module.self_attn.out_proj):
+            torch.manual_seed(2)
+            parametrizations.spectral_norm(linear)
+    x = inputs(count)
+    for _ in range(2):
+        torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_separate_projections_and_a_memory_of_another_width(bias):
     expected, layer = pair(nn.TransformerDecoderLayer, LieTrotterDecoderLayer, bias=bias)
@@ -182,6 +195,25 @@ def test_other_norms_and_no_dropout_modules():
 def test_activations(activation, name):
     assert fused_activation(activation) == name
     expected, layer = pair(nn.TransformerEncoderLayer, LieTrotterEncoderLayer, activation=activation)
+    x = inputs(1)
+    torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
+
+
+@pytest.mark.parametrize("kind", [LieTrotterEncoderLayer, LieTrotterDecoderLayer])
+@pytest.mark.parametrize(("name", "function"), [("silu", F.silu), ("gelu_tanh", nn.GELU("tanh"))])
+def test_names_that_torch_does_not_know(kind, name, function):
+    layer = randomize(kind(D, H, F_, 0.0, name, batch_first=True, dtype=torch.float64))
+    other = twin(kind(D, H, F_, 0.0, function, batch_first=True, dtype=torch.float64), layer)
+    assert callable(layer.activation) and fused_activation(layer.activation) == name
+    x = inputs(1 if kind is LieTrotterEncoderLayer else 2)
+    assert torch.equal(layer(*x), other(*x))
+
+
+def test_hooks_of_an_activation_run():
+    expected, layer = pair(nn.TransformerEncoderLayer, LieTrotterEncoderLayer)
+    for module in (expected, layer):
+        module.activation = nn.ReLU()
+        module.activation.register_forward_hook(lambda module, args, y: 2 * y)
     x = inputs(1)
     torch.testing.assert_close(output_and_grads(layer, *x), output_and_grads(expected, *x))
 
@@ -245,6 +277,21 @@ def test_nested_conversion_of_torch_encoder():
     assert seen == [True, True]
 
 
+@pytest.mark.parametrize(("theirs", "ours", "count"), PAIRS)
+def test_replicas_of_data_parallel(theirs, ours, count):
+    """``nn.DataParallel`` runs copies whose parameters are plain attributes: ``parameters()`` is empty there."""
+    _, layer = pair(theirs, ours)
+    replicas = {name: module._replicate_for_data_parallel() for name, module in layer.named_modules()}
+    for name, module in layer.named_modules():
+        for key, parameter in module._parameters.items():
+            setattr(replicas[name], key, None if parameter is None else parameter.view_as(parameter))
+        for key in module._modules:
+            replicas[name]._modules[key] = replicas[f"{name}.{key}".removeprefix(".")]
+    x = inputs(count)
+    assert list(replicas[""].parameters()) == []
+    assert torch.equal(replicas[""](*x), layer(*x))
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_inside_torch_transformer(norm_first):
     build = {"dropout": 0.0, "norm_first": norm_first, "batch_first": True, "dtype": torch.float64}
@@ -291,6 +338,8 @@ def test_compiles_as_one_graph(theirs, ours, count):
         ({"dropout": float("nan")}, "dropout: expected a finite number"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps: expected a finite number"),
         ({"save": "all"}, "save: expected one of 'fast', 'lean'; got 'all'"),
+        ({"activation": "foo"}, "activation: expected one of 'relu', .*; got 'foo'"),
+        ({"activation": "swiglu"}, "activation: expected one of 'relu', .*; got 'swiglu', which has a gate"),
     ],
 )
 def test_constructor_refusals(kind, arguments, message):
@@ -298,17 +347,35 @@ def test_constructor_refusals(kind, arguments, message):
         kind(**{"d_model": D, "nhead": H, **arguments})
 
 
+@pytest.mark.parametrize("kind", [LieTrotterEncoderLayer, LieTrotterDecoderLayer])
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (3, "activation: expected a name or a callable; got 3"),
+        (None, "activation: expected a name or a callable; got None"),
+        (nn.ReLU, "activation: expected a function or an instance; got the class ReLU itself"),
+    ],
+)
+def test_activations_that_are_none(kind, activation, message):
+    with pytest.raises(TypeError, match=message):
+        kind(D, H, activation=activation)
+
+
 def test_submodules_that_are_not_understood_are_refused():
     x = torch.randn(2, 5, D)
     layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
     layer.linear1 = nn.Sequential(layer.linear1)
-    with pytest.raises(TypeError, match="linear1: expected Linear; got Sequential"):
+    with pytest.raises(TypeError, match="linear1: expected torch.nn.Linear; got torch.nn.Sequential"):
         layer(x)
     layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
     layer.norm1 = nn.BatchNorm1d(D)
-    with pytest.raises(TypeError, match="norm: expected LayerNorm.* got BatchNorm1d"):
+    with pytest.raises(TypeError, match="norm: expected torch.nn.LayerNorm or .*; got torch.nn.BatchNorm1d"):
         layer(x)
     layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
     layer.self_attn = nn.MultiheadAttention(D, H, add_zero_attn=True, batch_first=True)
     with pytest.raises(ValueError, match="attention: expected .* without add_bias_kv and add_zero_attn"):
+        layer(x)
+    layer = LieTrotterEncoderLayer(D, H, F_, batch_first=True)
+    layer.self_attn = nn.Identity()
+    with pytest.raises(TypeError, match="self_attn: expected torch.nn.MultiheadAttention; got torch.nn.Identity"):
         layer(x)

@@ -10,7 +10,9 @@ from torch import nn
 from macaron_ops.nn import (
     LieTrotterDecoderLayer,
     LieTrotterEncoderLayer,
+    MacaronDecoder,
     MacaronDecoderLayer,
+    MacaronEncoder,
     MacaronEncoderLayer,
 )
 from tests.nn.tools import output_and_grads, randomize, twin
@@ -182,6 +184,8 @@ def test_float32_masks_go_with_every_dtype(dtype):
     if dtype != torch.float64:
         with torch.autocast("cpu", dtype):
             assert torch.equal(layer(x, causal.to(torch.float16), added), layer(x, causal, added))
+            with pytest.raises(TypeError, match="src_mask: expected dtype bool, float32 or that of the input"):
+                layer(x, causal.double())
 
 
 def test_integer_masks_are_refused():
@@ -201,3 +205,70 @@ def test_inputs_that_do_not_fit_are_refused():
     decoder = LieTrotterDecoderLayer(D, H, 8, batch_first=True)
     with pytest.raises(ValueError, match="memory: expected the batch of tgt"):
         decoder(torch.randn(B, T, D), torch.randn(B + 1, S, D))
+
+
+@pytest.mark.parametrize("kind", [LieTrotterEncoderLayer, MacaronEncoderLayer])
+def test_a_mask_that_the_hint_replaces_is_checked_too(kind):
+    layer, x = kind(D, H, 8, batch_first=True), torch.randn(B, T, D)
+    for mask, error, message in (
+        (torch.zeros(T + 1, T + 1), ValueError, r"src_mask: expected shape \(4, 4\)"),
+        (torch.zeros(T, T, dtype=torch.uint8), TypeError, "src_mask: expected dtype bool"),
+        ("zz", TypeError, "src_mask: expected a tensor or None; got str"),
+    ):
+        with pytest.raises(error, match=message):
+            layer(x, mask, is_causal=True)
+
+
+@pytest.mark.parametrize("hint", ["yes", 1, None])
+def test_hints_are_bools(hint):
+    x, mask = torch.randn(B, T, D), torch.zeros(T, T)
+    for kind in (LieTrotterEncoderLayer, MacaronEncoderLayer):
+        for src_mask in (None, mask):
+            with pytest.raises(TypeError, match=f"^is_causal: expected True or False; got {hint!r}"):
+                kind(D, H, 8, batch_first=True)(x, src_mask, is_causal=hint)
+    for kind in (LieTrotterDecoderLayer, MacaronDecoderLayer):
+        for name in ("tgt_is_causal", "memory_is_causal"):
+            with pytest.raises(TypeError, match=f"{name}: expected True or False; got {hint!r}"):
+                kind(D, H, 8, batch_first=True)(x, x, mask, mask, **{name: hint})
+
+
+ENCODERS = (LieTrotterEncoderLayer, MacaronEncoderLayer, MacaronEncoder)
+DECODERS = (LieTrotterDecoderLayer, MacaronDecoderLayer, MacaronDecoder)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *DECODERS])
+def test_inputs_are_named(kind):
+    module, x = kind(D, H, 1 if kind in (MacaronEncoder, MacaronDecoder) else 8, batch_first=True), torch.randn(B, T, D)
+    calls = {"src": module} if kind in ENCODERS else {"tgt": lambda t: module(t, x), "memory": lambda t: module(x, t)}
+    for name, call in calls.items():
+        for value in ("a", None, x.numpy()):
+            with pytest.raises(TypeError, match=f"^{name}: expected a tensor; got {type(value).__name__}"):
+                call(value)
+        for dtype in (torch.float64, torch.int64):
+            with pytest.raises(TypeError, match=f"^{name}: expected the parameters' dtype, torch.float32; got {dtype}"):
+                call(x.to(dtype))
+            with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=f"^{name}: expected the param"):
+                call(x.to(dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kind in DECODERS or call(x.bfloat16()).isfinite().all()
+        with pytest.raises(ValueError, match=f"^{name}: expected a tensor on the parameters' device, cpu; got meta"):
+            call(x.to("meta"))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_inputs_are_named():
+    x = torch.nested.nested_tensor([torch.randn(3, D), torch.randn(2, D)], dtype=torch.float64)
+    with pytest.raises(TypeError, match="^src: expected the parameters' dtype, torch.float32; got torch.float64"):
+        LieTrotterEncoderLayer(D, H, 8, batch_first=True)(x)
+
+
+@pytest.mark.parametrize("kind", [LieTrotterEncoderLayer, MacaronEncoderLayer])
+def test_masks_on_another_device(kind):
+    layer, x = kind(D, H, 8, batch_first=True), torch.randn(B, T, D)
+    masks = {"src_mask": torch.zeros(T, T), "src_key_padding_mask": torch.zeros(B, T)}
+    for name, mask in masks.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected a tensor on the device of the input, cpu; got meta"):
+            layer(x, **{name: mask.to("meta")})
+        y = layer.to("meta")(x.to("meta"), **{name: mask.to("meta")})
+        assert y.shape == x.shape
+        layer = kind(D, H, 8, batch_first=True)
