@@ -1,5 +1,6 @@
 """``TokenEmbedding``: token ids to vectors, with positions added."""
 
+import torch
 from torch import Tensor, nn
 
 from macaron_ops.ops.checks import choice, positive_int, probability
@@ -39,6 +40,8 @@ class TokenEmbedding(nn.Module):
         factory = {"device": device, "dtype": dtype}
         vocab_size, d_model = positive_int("vocab_size", vocab_size), positive_int("d_model", d_model)
         choice("positions", positions, POSITIONS)
+        if padding_idx is not None and (isinstance(padding_idx, bool) or not isinstance(padding_idx, int)):
+            raise TypeError(f"padding_idx: expected an integer or None; got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx: expected a token of the vocabulary, below {vocab_size}; got {padding_idx}")
         self.kind = positions
@@ -73,7 +76,7 @@ def check_tokens(name: str, tokens: object) -> None:
     """Integers ``(B, T)``."""
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name}: expected a tensor of token ids; got {type(tokens).__name__}")
-    if tokens.is_floating_point() or tokens.is_complex():
-        raise TypeError(f"{name}: expected integer token ids; got {tokens.dtype}")
+    if tokens.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected integer token ids, int64 or int32; got {tokens.dtype}")
     if tokens.dim() != 2:
         raise ValueError(f"{name}: expected shape (B, T); got {tuple(tokens.shape)}")

@@ -123,7 +123,7 @@ class MacaronLM(nn.Module):
         if targets is None:
             return logits
         wide = torch.promote_types(logits.dtype, torch.float32)
-        return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten())
+        return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten().long())
 
     @torch.no_grad()
     def generate(
@@ -152,6 +152,8 @@ class MacaronLM(nn.Module):
         if top_k is not None:
             top_k = min(positive_int("top_k", top_k), self.head.out_features)
         number("temperature", temperature, minimum=0.0)
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"seed: expected an integer or None; got {seed!r}")
         generator = None if seed is None else torch.Generator(tokens.device).manual_seed(seed)
         window = self.embedding.positions.num_embeddings if self.embedding.positions is not None else None
         was_training = self.training

@@ -92,7 +92,7 @@ class SplitLayer(nn.Module):
         key_padding_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         rotary: tuple[Tensor, Tensor] | None = None,
-        seed: int | None = None,
+        seed: int | Tensor | None = None,
     ) -> Tensor:
         """``x (..., T, D)`` to the same shape.
 
@@ -107,6 +107,8 @@ class SplitLayer(nn.Module):
             "cu_seqlens": cu_seqlens,
             "rotary": rotary,
         }
+        if seed is not None and not isinstance(seed, (int, Tensor)):
+            raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {seed!r}")
         substeps = []
         for i, stage in enumerate(self.stages):
             stage_seed = None if seed is None else seed + i

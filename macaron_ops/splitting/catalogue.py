@@ -59,7 +59,7 @@ def find(name: str) -> Splitting | AffineSplitting:
     Raises:
         ValueError: there is none; the message lists the choices and the nearest name.
     """
-    if name in CATALOGUE:
+    if isinstance(name, str) and name in CATALOGUE:
         return CATALOGUE[name]
     near = difflib.get_close_matches(str(name), CATALOGUE, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

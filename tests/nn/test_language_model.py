@@ -179,3 +179,22 @@ def test_autocast():
 def test_refusals(call, message):
     with pytest.raises(ValueError, match=message):
         call(build())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m([[1, 2]]), "tokens: expected a tensor of token ids; got list"),
+        (lambda m: m(torch.zeros(2, 6, dtype=torch.bool)), "tokens: expected integer token ids, .*; got torch.bool"),
+        (lambda m: m.generate(torch.zeros(2, 1, dtype=torch.int64), 1, seed="a"), "seed: expected an integer or None"),
+    ],
+)
+def test_refusals_of_types(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(build())
+
+
+def test_int32_tokens():
+    model = randomize(build())
+    tokens = torch.randint(V, (2, 6))
+    torch.testing.assert_close(model(tokens.int(), tokens.int()), model(tokens, tokens))

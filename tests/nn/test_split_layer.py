@@ -13,12 +13,12 @@ D, H, F = 8, 4, 24
 COMPOSITIONS = {name: scheme for name, scheme in CATALOGUE.items() if isinstance(scheme, Splitting)}
 
 
-def step(stage, x, c, placement, blocked=None):
+def step(stage, x, c, placement, attn_mask=None):
     """One stage in plain torch, with its parameters."""
     norm = {"norm_weight": stage.norm.weight, "norm_bias": stage.norm.bias, "step": c, "placement": placement}
     if isinstance(stage, AttendStep):
         matrices = (stage.in_proj.weight, stage.in_proj.bias, stage.out_proj.weight, stage.out_proj.bias)
-        return twins.attend_step(x, *matrices, stage.num_heads, blocked=blocked, **norm)
+        return twins.attend_step(x, *matrices, stage.num_heads, attn_mask=attn_mask, **norm)
     linears = (stage.linear1.weight, stage.linear1.bias, stage.linear2.weight, stage.linear2.bias)
     return twins.ffn_step(x, *linears, activation="gelu", **norm)
 
@@ -119,6 +119,7 @@ def test_compiles_as_one_graph(name):
     [
         ({"scheme": "strang"}, "scheme: expected one of 'lie_trotter_AB', .*; got 'strang'"),
         ({"scheme": None}, "scheme: expected one of"),
+        ({"scheme": ["a"]}, r"scheme: expected one of .*; got \['a'\]"),
         ({"nhead": 3}, "nhead: expected a divisor of d_model = 8; got 3"),
         ({"nhead": 1, "scheme": "strang_ABA"}, "nhead: expected a multiple of 2, .* A stages of 'strang_ABA'; got 1"),
         ({"dim_feedforward": 25}, "dim_feedforward: expected a multiple of 2, .* B stages of 'strang_BAB'; got 25"),
@@ -130,6 +131,13 @@ def test_compiles_as_one_graph(name):
 def test_refusals(arguments, message):
     with pytest.raises(ValueError, match=message):
         SplitLayer(**{"d_model": D, "nhead": H, "dim_feedforward": F, **arguments})
+
+
+def test_a_seed_is_an_integer():
+    layer, x = SplitLayer(D, H, F, dropout=0.5), torch.randn(2, 5, D)
+    assert torch.equal(layer(x, seed=torch.tensor(3)), layer(x, seed=3))
+    with pytest.raises(TypeError, match="seed: expected an int, an int64 tensor .*; got 'a'"):
+        layer(x, seed="a")
 
 
 def test_a_sum_of_compositions_is_refused():

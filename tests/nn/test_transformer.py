@@ -135,13 +135,26 @@ def test_constructor_refusals(options, message):
         build(**options)
 
 
+@pytest.mark.parametrize("padding_idx", ["a", 1.0, True])
+def test_padding_idx_is_an_integer(padding_idx):
+    with pytest.raises(TypeError, match=f"padding_idx: expected an integer or None; got {padding_idx!r}"):
+        build(padding_idx=padding_idx)
+
+
 def test_input_refusals():
     model = build(positions="learned", max_len=5)
     src, tgt = pair()
     with pytest.raises(ValueError, match="tokens: expected at most max_len = 5 a sequence; got 6"):
         model(src, tgt)
-    with pytest.raises(TypeError, match="src: expected integer token ids; got torch.float32"):
-        model(src.float(), tgt)
+    for dtype in (torch.float32, torch.bool, torch.uint8):
+        with pytest.raises(TypeError, match=f"src: expected integer token ids, int64 or int32; got {dtype}"):
+            model(src.to(dtype), tgt)
+        with pytest.raises(TypeError, match=f"tgt: expected integer token ids, int64 or int32; got {dtype}"):
+            model(src[:, :5], tgt.to(dtype))
+    with pytest.raises(TypeError, match="src: expected a tensor of token ids; got NoneType"):
+        model(None, tgt)
+    with pytest.raises(TypeError, match="memory: expected a tensor; got NoneType"):
+        model.decode(tgt, None)
     with pytest.raises(ValueError, match=r"tgt: expected shape \(B, T\); got \(5,\)"):
         model(src[:, :5], tgt[0])
     with pytest.raises(ValueError, match="memory: expected the batch of tgt"):

@@ -50,6 +50,9 @@ def test_known_by_name():
 def test_refusals():
     with pytest.raises(ValueError, match="scheme: expected one of 'lie_trotter_AB'.*Did you mean 'strang_BAB'"):
         find("strang_bab")
+    for name in (["a"], {}, None, 3):
+        with pytest.raises(ValueError, match="scheme: expected one of 'lie_trotter_AB'"):
+            find(name)
     with pytest.raises(ValueError, match="sum to 1; got A: 1, B: 0.5"):
         Splitting("short", 1, (("A", 1.0), ("B", 0.5)), "none")
     with pytest.raises(ValueError, match="operators 'A' and 'B'; got 'C'"):
