@@ -98,7 +98,7 @@ class SplitLayer(nn.Module):
 
         Args:
             causal, attn_mask, key_padding_mask, cu_seqlens, rotary: as :func:`macaron_ops.attend_step`.
-            seed: of the dropouts; stage i takes ``seed + i``. None: each stage draws one.
+            seed: of the dropouts; stage i takes ``seed + i``. None: one is drawn.
         """
         attention = {
             "causal": causal,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from macaron_ops.nn import MacaronDecoderLayer, MacaronEncoderLayer
+from macaron_ops.ops.run import STREAMS
 from macaron_ops.reference.dropout import HIDDEN_STREAM, OUTPUT_STREAM, dropout
 from tests.nn.tools import cotangent, output_and_grads, randomize
 from tests.rule import assert_by_rule
@@ -114,18 +115,18 @@ def test_every_dropout_is_where_macaron_net_has_it(kind, norm_first):
     torch.manual_seed(11)
     actual = layer(*arguments)
     torch.manual_seed(11)
-    seeds = [torch.randint(2**63 - 1, ()) for _ in range(len(arguments) + 2)]
+    seed = torch.randint(2**63 - 1, ())  # one for the layer; substep i has the streams 2 i and 2 i + 1
 
-    def drop(t, p, seed, stream):
-        return t * dropout(torch.ones_like(t), p, seed, stream)
+    def drop(t, p, i, stream):
+        return t * dropout(torch.ones_like(t), p, seed, STREAMS * i + stream)
 
     def step(t, norm, branch):
         return t + branch(norm(t)) if norm_first else norm(t + branch(t))
 
     def half(fc1, fc2, i):
         def branch(t):
-            hidden = drop(F.relu(fc1(t)), 0.4, seeds[i], HIDDEN_STREAM)
-            return 0.5 * drop(fc2(hidden), outputs[i].p, seeds[i], OUTPUT_STREAM)
+            hidden = drop(F.relu(fc1(t)), 0.4, i, HIDDEN_STREAM)
+            return 0.5 * drop(fc2(hidden), outputs[i].p, i, OUTPUT_STREAM)
 
         return branch
 
@@ -137,8 +138,8 @@ def test_every_dropout_is_where_macaron_net_has_it(kind, norm_first):
                 F.linear(s, w_s, b_s).unflatten(-1, (H, -1)).transpose(1, 2)
                 for s, w_s, b_s in zip((t, keys, keys), w, b, strict=True)
             )
-            p = drop(torch.softmax(q @ k.mT / (D // H) ** 0.5, -1), 0.2, seeds[i], HIDDEN_STREAM)
-            return drop(module.out_proj((p @ v).transpose(1, 2).flatten(-2)), outputs[i].p, seeds[i], OUTPUT_STREAM)
+            p = drop(torch.softmax(q @ k.mT / (D // H) ** 0.5, -1), 0.2, i, HIDDEN_STREAM)
+            return drop(module.out_proj((p @ v).transpose(1, 2).flatten(-2)), outputs[i].p, i, OUTPUT_STREAM)
 
         return branch
 
@@ -146,7 +147,8 @@ def test_every_dropout_is_where_macaron_net_has_it(kind, norm_first):
     y = step(y, layer.norm1, attend(layer.self_attn, None, 1))
     if kind is MacaronDecoderLayer:
         y = step(y, layer.norm2, attend(layer.multihead_attn, memory, 2))
-    y = step(y, layer.norm3 if kind is MacaronDecoderLayer else layer.norm2, half(layer.linear1, layer.linear2, -1))
+    last = layer.norm3 if kind is MacaronDecoderLayer else layer.norm2
+    y = step(y, last, half(layer.linear1, layer.linear2, len(outputs) - 1))
     torch.testing.assert_close(actual, y)
     layer.eval()
     assert torch.equal(layer(*arguments), layer(*arguments))
