@@ -29,7 +29,7 @@ setup(
     name="macaron-ops",
     version=version(),
     description="Fused substeps for Transformer layers seen as operator splittings: Lie-Trotter and Macaron",
-    long_description=ROOT.joinpath("README.md").read_text() if ROOT.joinpath("README.md").exists() else "",
+    long_description=ROOT.joinpath("README.md").read_text(),
     long_description_content_type="text/markdown",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
