@@ -6,7 +6,7 @@ projections). Without a gradient to come nothing is kept.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, ParamSpec
 
 import torch
@@ -62,10 +62,7 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
     why_definition = _why_definition(substeps)
     if why_definition is not None:
         require_reference(why_definition)
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for bound in substeps for t in (x, *bound.tensors)
-    )
-    policy = save if differentiable else "none"
+    policy = _policy(save, (x, *(t for bound in substeps for t in bound.tensors)))
     backends = [
         "reference" if why_definition is not None else select(Request(s.operator, x, s.tensors, s.options, policy))
         for s in substeps
@@ -83,9 +80,16 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
     if why_definition is not None:
         with without_autocast(x.device):
             return _define(plan, inputs)
-    if differentiable:
-        return _Substeps.apply(tuple(plan), save, *inputs)
-    return _forward(plan, ["none"] * len(plan), inputs)[0]
+    if policy == "none":
+        return _forward(plan, [policy] * len(plan), inputs)[0]
+    return _Substeps.apply(tuple(plan), policy, *inputs)
+
+
+def _policy(save: str, tensors: Iterable[Tensor | None]) -> str:
+    """``save``, or "none" without a gradient to come."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return save
+    return "none"
 
 
 def _slot(inputs: list[Tensor], tensor: Tensor | None) -> int | None:
@@ -170,12 +174,14 @@ class _Substeps(torch.autograd.Function):
         for i in range(len(plan) - 1, -1, -1):
             step, (x, need_x, saved) = plan[i], reads[i]
             need = [need_x, *(slot is not None and needs[slot] for slot in step.slots)]
-            results = BACKWARD[step.backend, step.operator](grad, need, x, *step.gather(inputs), *saved, *step.options)
-            if need_x:
-                grad_input = results[0] if grad_input is None else grad_input + results[0]
-            for slot, needed, result in zip(step.slots, need[1:], results[1:], strict=True):
-                if needed:
-                    grads[slot] = result if grads[slot] is None else grads[slot] + result
+            if any(need):
+                backward = BACKWARD[step.backend, step.operator]
+                grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options)
+                if need_x:
+                    grad_input = grad_x if grad_input is None else grad_input + grad_x
+                for slot, needed, result in zip(step.slots, need[1:], results, strict=True):
+                    if needed:
+                        grads[slot] = result if grads[slot] is None else grads[slot] + result
             if not step.joins:
                 grad, grad_input = grad_input, None
                 if not need_x:
@@ -251,10 +257,7 @@ def explain(operator: Callable, *args, **kwargs) -> Explanation:
     if bind is None:
         raise TypeError(f"operator: expected an operator such as macaron_ops.ffn_step; got {operator!r}")
     bound = bind(*args, **kwargs)
-    differentiable = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (bound.x, *bound.tensors)
-    )
-    save = bound.save if differentiable else "none"
+    save = _policy(bound.save, (bound.x, *bound.tensors))
     chosen: Choice = choose(Request(bound.operator, bound.x, bound.tensors, bound.options, save))
     why = _why_definition([bound])
     if why is not None:

@@ -165,7 +165,12 @@ def test_nothing_is_computed_below_the_first_trained_substep(parameters, monkeyp
     for name in ("first", "attention"):
         for p in parameters[name]:
             p.requires_grad_(False)
-    split_layer(torch.randn(2, 5, D, dtype=torch.float64), strang(parameters)).sum().backward()
+    x = torch.randn(2, 5, D, dtype=torch.float64)
+    split_layer(x, strang(parameters)).sum().backward()
+    assert calls == [False]
+    calls.clear()
+    ffn, attention, trained = strang(parameters)
+    split_layer(x, [ffn, parallel(attention, trained)]).sum().backward()
     assert calls == [False]
 
 
