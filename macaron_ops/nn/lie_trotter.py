@@ -21,15 +21,8 @@ from .torch_forward import decode, encode, require_mask
 __all__ = ["LieTrotterDecoderLayer", "LieTrotterEncoderLayer"]
 
 
-class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
-    """``nn.TransformerEncoderLayer`` with a fused forward: attention step, FFN step.
-
-    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``activation`` may also be
-    ``"silu"`` or ``"gelu_tanh"``, and ``save`` is the memory policy, ``"fast"`` or ``"lean"``.
-
-    Raises:
-        ValueError, TypeError: an argument does not fit; the message names it.
-    """
+class _LieTrotterLayer:
+    """What both layers add to torch's: the constructor's checks and its ``save``."""
 
     save = "fast"
 
@@ -64,6 +57,20 @@ class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
             dtype=dtype,
         )
         self.save = save
+
+    def extra_repr(self) -> str:
+        return f"norm_first={self.norm_first}, save={self.save!r}"
+
+
+class LieTrotterEncoderLayer(_LieTrotterLayer, nn.TransformerEncoderLayer):
+    """``nn.TransformerEncoderLayer`` with a fused forward: attention step, FFN step.
+
+    Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``activation`` may also be
+    ``"silu"`` or ``"gelu_tanh"``, and ``save`` is the memory policy, ``"fast"`` or ``"lean"``.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+    """
 
     def forward(
         self,
@@ -96,11 +103,8 @@ class LieTrotterEncoderLayer(nn.TransformerEncoderLayer):
             ),
         ]
 
-    def extra_repr(self) -> str:
-        return f"norm_first={self.norm_first}, save={self.save!r}"
 
-
-class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
+class LieTrotterDecoderLayer(_LieTrotterLayer, nn.TransformerDecoderLayer):
     """``nn.TransformerDecoderLayer`` with a fused forward: self-attention, cross-attention, FFN step.
 
     Constructor, attributes, initialisation and ``state_dict`` are the base class's; ``activation`` may also be
@@ -110,40 +114,6 @@ class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
     """
-
-    save = "fast"
-
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = F.relu,
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device=None,
-        dtype=None,
-        *,
-        save: str = "fast",
-    ):
-        check_layer(d_model, nhead, dim_feedforward, dropout, layer_norm_eps, save)
-        super().__init__(
-            d_model,
-            nhead,
-            dim_feedforward,
-            dropout,
-            torch_activation(activation),
-            layer_norm_eps,
-            batch_first,
-            norm_first,
-            bias,
-            device=device,
-            dtype=dtype,
-        )
-        self.save = save
 
     def forward(
         self,
@@ -198,6 +168,3 @@ class LieTrotterDecoderLayer(nn.TransformerDecoderLayer):
                 dropout=self.dropout3,
             ),
         ]
-
-    def extra_repr(self) -> str:
-        return f"norm_first={self.norm_first}, save={self.save!r}"

@@ -80,6 +80,8 @@ def test_a_missing_field_is_named_with_its_meaning(make_document, make_row):
 def test_a_row_that_was_not_timed_needs_no_numbers(make_document, make_row):
     row = {name: make_row()[name] for name in results.ROW_FIELDS} | {"status": "wrong", "reason": "off by 1"}
     results.validate(make_document(row))
+    with pytest.raises(ResultsError):  # a timed one does
+        results.validate(make_document(row | {"status": "ok"}))
 
 
 def test_load_says_what_is_wrong_with_a_file(tmp_path):

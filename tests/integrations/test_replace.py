@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import macaron_ops
