@@ -8,6 +8,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtype
+
 __all__ = ["Operands", "choice", "number", "positive_int", "probability"]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -76,9 +78,7 @@ class Operands:
             raise TypeError(f"x: expected a dense strided tensor; got layout {x.layout}, nested={x.is_nested}")
         if x.shape[-1] == 0:
             raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
-        device = x.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        self._autocast = torch.get_autocast_dtype(device) if autocast and x.dtype != torch.float64 else None
+        self._autocast = autocast_dtype(x)
         self.x, self.width = x, x.shape[-1]
 
     def tensor(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:

@@ -11,16 +11,16 @@ have no gradient.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import get_type_hints
 
 import torch
 from torch import Tensor
 
+from .autocast import without_autocast
 from .dispatch import MODULES, provider
 
-__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition", "without_autocast"]
+__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition"]
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -41,12 +41,6 @@ _library = torch.library.Library("macaron_ops", "DEF")
 def definition(operator: str) -> ModuleType:
     """The reference's module of an operator: its named tuples, its forward and backward."""
     return provider("reference", operator)
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """No autocast on a device, where it has one (meta has none)."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _arguments(fields: type) -> list[str]:

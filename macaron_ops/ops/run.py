@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .autocast import without_autocast
 from .checks import choice
 from .dispatch import Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, SAVED, definition, without_autocast
+from .registry import BACKWARD, FORWARD, SAVED, definition
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
 
