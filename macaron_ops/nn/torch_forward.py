@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from macaron_ops.ops import Substep, split_layer
+from macaron_ops.ops.autocast import autocast_dtype
 
 from .nested import pack, pad
 from .parts import require_part
@@ -124,7 +125,7 @@ def _check_mask(name: str, mask: object, x: Tensor, *shapes: tuple[int, ...]) ->
     """A mask of one of the shapes, of a dtype and on the device that go with ``x``."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"{name}: expected a tensor or None; got {type(mask).__name__}")
-    if mask.dtype not in (torch.bool, torch.float32, x.dtype) and not _autocasts(x.device, mask.dtype, x.dtype):
+    if mask.dtype not in (torch.bool, torch.float32, x.dtype) and not _autocasts(x, mask.dtype):
         raise TypeError(f"{name}: expected dtype bool, float32 or that of the input, {x.dtype}; got {mask.dtype}")
     if tuple(mask.shape) not in shapes:
         raise ValueError(f"{name}: expected shape {' or '.join(map(str, shapes))}; got {tuple(mask.shape)}")
@@ -149,15 +150,13 @@ def _check_input(name: str, x: object, attention: nn.MultiheadAttention) -> None
     parameter = next(attention.parameters(), x)  # a replica of nn.DataParallel has none
     if x.device != parameter.device:
         raise ValueError(f"{name}: expected a tensor on the parameters' device, {parameter.device}; got {x.device}")
-    if x.dtype != parameter.dtype and not _autocasts(x.device, x.dtype, parameter.dtype):
+    if x.dtype != parameter.dtype and not _autocasts(x, parameter.dtype):
         raise TypeError(f"{name}: expected the parameters' dtype, {parameter.dtype}; got {x.dtype}")
 
 
-def _autocasts(device: torch.device, *dtypes: torch.dtype) -> bool:
-    """Whether the operators cast among these dtypes: all floating dtypes but float64, under autocast."""
-    if not all(dtype.is_floating_point and dtype != torch.float64 for dtype in dtypes):
-        return False
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+def _autocasts(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the operators cast a tensor of this dtype that stands beside ``x``: under autocast, unless it is float64."""
+    return autocast_dtype(x) is not None and dtype.is_floating_point and dtype != torch.float64
 
 
 def _check_nested(name: str, x: Tensor, attention: nn.MultiheadAttention, **masks: Tensor | None) -> None:

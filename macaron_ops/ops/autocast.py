@@ -13,7 +13,12 @@ _DEVICES = frozenset(d for d in ("cpu", "cuda", "xpu", "mps", "hpu", "xla") if t
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     """The dtype in which autocast wants the operands of matrix products; None where it is off, and for float64."""
     device = x.device.type
-    if x.dtype == torch.float64 or device not in _DEVICES or not torch.is_autocast_enabled(device):
+    if (
+        x.dtype == torch.float64
+        or not x.is_floating_point()
+        or device not in _DEVICES
+        or not torch.is_autocast_enabled(device)
+    ):
         return None
     return torch.get_autocast_dtype(device)
 

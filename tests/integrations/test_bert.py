@@ -349,6 +349,7 @@ def test_a_changed_layer_is_left(reason):
 def test_a_layer_that_changes_later_does_not_skip_the_change_in_silence(reason, compiled):
     layer, x = fused(tiny()).encoder.layer[0], torch.randn(1, 3, 24, dtype=torch.float64)
     CHANGES[reason](layer)
+    torch.compiler.reset()
     call = torch.compile(layer, backend="eager") if compiled else layer
     with pytest.raises(RuntimeError, match=f"FusedBertLayer: {reason}"):
         call(x)
