@@ -155,7 +155,7 @@ def _check_input(name: str, x: object, attention: nn.MultiheadAttention) -> None
 
 
 def _autocasts(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the operators cast a tensor of this dtype that stands beside ``x``: under autocast, unless it is float64."""
+    """Whether the operators cast a tensor of this dtype beside ``x``: under autocast, unless it is float64."""
     return autocast_dtype(x) is not None and dtype.is_floating_point and dtype != torch.float64
 
 
