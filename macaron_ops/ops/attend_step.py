@@ -76,8 +76,8 @@ def attend_step(
         qk_scale: ``(head_dim,)``, or ``(H, head_dim)`` where Hkv = H: q and k become unit vectors per head, times this.
         dropout, attention_dropout: probabilities of the output's and the attention weights' dropout.
         seed: of both dropouts, an int or an int64 0-d tensor; None draws one from torch's default generator.
-        save: ``"lean"`` keeps x, the heads' outputs and the log-sum-exp for the backward pass, ``"fast"`` also the
-            projections.
+        save: what is kept for the backward pass: ``"lean"`` x and the heads' outputs (a kernel its log-sum-exp, too),
+            ``"fast"`` also the projections.
 
     Returns:
         y, shape and dtype of x.

@@ -1,7 +1,7 @@
 """Substeps as ONE autograd node: the raw forward operators in order, the raw backward operators in reverse.
 
 ``save="lean"`` keeps between the two passes each substep's input and what its operator cannot do without (attention
-output and log-sum-exp); ``"fast"`` keeps also what is expensive to compute again (hidden pre-activations,
+output, a kernel's log-sum-exp); ``"fast"`` keeps also what is expensive to compute again (hidden pre-activations,
 projections). Without a gradient to come nothing is kept.
 """
 

@@ -74,7 +74,8 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
         x: ``(..., T, D)``.
         substeps: in applied order, made by :func:`substep` and :func:`parallel`.
         save: memory policy between forward and backward. ``"lean"`` keeps each substep's input, and of attention the
-            heads' output and log-sum-exp; ``"fast"`` also the hidden pre-activations and the projections.
+            heads' output (a kernel its log-sum-exp, too); ``"fast"`` also the hidden pre-activations and the
+            projections.
 
     Returns:
         y, shape and dtype of x.
