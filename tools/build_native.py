@@ -1,0 +1,315 @@
+"""Builds the native libraries of macaron_ops with ninja, and puts them into the package.
+
+usage: python tools/build_native.py              what changed since the last time; nothing changed: no work, at once
+       python tools/build_native.py --sanitize   build/sanitize/: with AddressSanitizer and UBSan, the package untouched
+
+Needs a C++ compiler, ninja, and the headers of any torch from 2.11 on: they are found, torch is not imported, and the
+library runs with every torch from 2.11 on (LibTorch's stable ABI) and with every Python. `pip install` runs this file
+through setup.py, where a part that cannot be built is left out with a loud message. Variables:
+
+    MACARON_OPS_BUILD  the parts to build ("cpu"), and then one that is missing is an error; "none" builds nothing
+    CXX, MAX_JOBS      the compiler, and how many files it compiles at a time
+"""
+
+import fcntl
+import filecmp
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "macaron_ops" / "native"
+RECORD = "build.json"  # beside the libraries: what was built, with what, and why something was not
+OLDEST_TORCH = "2.11"
+
+
+class BuildError(Exception):
+    """A part cannot be built; the message says why, in a line or two."""
+
+
+class Part(NamedTuple):
+    library: str
+    about: str
+    plan: Callable[[bool], tuple[str, dict]]  # whether to sanitize -> the text of its build.ninja, what to record
+
+
+# --- cpu: the kernels once per instruction set, without a header of torch; what binds them to torch once ------------
+
+AVX2 = "-mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+ISAS = {  # of each machine, from the oldest to the newest; the library chooses among them when it is loaded
+    "x86_64": {"base": "", "avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16"},
+    "aarch64": {"base": ""},
+}
+LANGUAGE = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Icsrc"
+# A NaN or an infinity must come out where one went in: never -ffast-math.
+KERNELS = "-fno-math-errno -fno-trapping-math -ffp-contract=fast"
+# The level of LibTorch's stable ABI: 2.11.
+TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# libtorch.so registers torch's operators: it must be among the libraries that ours names, though none of its symbols is
+# used. There is no rpath: torch has loaded its libraries before ours is.
+LIBRARIES = "-Wl,--no-as-needed -ltorch -Wl,--as-needed -ltorch_cpu -lc10 -Wl,-z,defs -Wl,--exclude-libs,ALL"
+SANITIZE = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+
+
+def plan_cpu(sanitize: bool) -> tuple[str, dict]:
+    cxx, version = compiler()
+    torch = find_torch()
+    isas = ISAS.get(platform.machine()) if sys.platform == "linux" else None
+    if isas is None:
+        raise BuildError(f"there are no CPU kernels for {sys.platform} on {platform.machine()}: {', '.join(ISAS)} only")
+    kernels = sorted(ROOT.glob("csrc/cpu/*.cpp"))
+    glue = sorted(ROOT.glob("csrc/cpu/torch/*.cpp"))
+    if not kernels or not glue:
+        raise BuildError("csrc/cpu holds no sources: this is not a whole checkout or source distribution")
+    folder = build_folder("cpu", sanitize)
+    library = f"{folder}/{PARTS['cpu'].library}"
+    lines = [
+        "ninja_required_version = 1.5",
+        f"builddir = {folder}",
+        rule("compile", f"{cxx} $flags -MD -MF $out.d -c $in -o $out", "c++ $what", "depfile = $out.d", "deps = gcc"),
+        rule("link", f"{cxx} -shared $flags $in -o $out {option('-L', torch.folder / 'lib')} {LIBRARIES}", "link $out"),
+    ]
+    objects = []
+
+    def compile_one(source: Path, kind: str, flags: str):
+        objects.append(f"{folder}/{kind}/{source.stem}.o")
+        lines.append(f"build {objects[-1]}: compile {source.relative_to(ROOT)}")
+        lines.append(f"  what = {source.relative_to(ROOT)} ({kind})\n  flags = {flags}")
+
+    for isa, flags in isas.items():
+        for source in kernels:
+            optimise = SANITIZE if sanitize else "-O3"
+            compile_one(source, isa, f"{LANGUAGE} {optimise} {KERNELS} -DMACARON_OPS_ISA={isa} {flags}".strip())
+    for source in glue:
+        optimise = SANITIZE if sanitize else "-O2"
+        headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')}"
+        compile_one(source, "torch", f"{LANGUAGE} {optimise} {headers}")
+    lines.append(f"build {library}: link {' '.join(objects)}\n  flags = {SANITIZE if sanitize else ''}")
+    record = {"instruction sets": list(isas), "compiler": version, "torch headers": torch.version}
+    return "\n".join(lines) + "\n", record
+
+
+# A part for CUDA will be a plan_cuda above and a line here.
+PARTS = {"cpu": Part("libmacaron_ops_cpu.so", "the CPU kernels (backend `native`)", plan_cpu)}
+
+
+# --- what a part needs ----------------------------------------------------------------------------------------------
+
+
+def compiler() -> tuple[str, str]:
+    """The command of the C++ compiler, and its version."""
+    command = os.environ.get("CXX") or next(filter(shutil.which, ("g++", "c++", "clang++")), "g++")
+    try:
+        done = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        raise BuildError(f"the C++ compiler {command} is not there, or does not run") from None
+    return escaped(command), next(iter(done.stdout.splitlines()), command)
+
+
+class Torch(NamedTuple):
+    folder: Path
+    version: str
+
+
+def find_torch() -> Torch:
+    """The installed torch, without the seconds of importing it."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        raise BuildError(
+            f"torch's headers are not there: {sys.executable} has no torch (it needs {OLDEST_TORCH} or newer)"
+        )
+    folder, version = Path(found.submodule_search_locations[0]), importlib.metadata.version("torch")
+    if not folder.joinpath("include/torch/csrc/stable/library.h").exists():
+        raise BuildError(
+            f"torch {version} in {folder} lacks the headers of the stable ABI ({OLDEST_TORCH} or newer has)"
+        )
+    return Torch(folder, version)
+
+
+def ninja() -> str:
+    """ninja from the environment of this Python, or else from the PATH (which comes first in an isolated build)."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which("ninja", path=places)
+    if found is None:
+        raise BuildError(f"ninja is not there: {sys.executable} -m pip install ninja")
+    return found
+
+
+# --- ninja ----------------------------------------------------------------------------------------------------------
+
+
+def build_folder(part: str, sanitize: bool) -> str:
+    """Relative to ROOT, as all paths of ours in a build.ninja: a copied checkout has nothing to build again."""
+    return f"build/{'sanitize' if sanitize else 'native'}/{part}"
+
+
+def escaped(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+def option(name: str, path: Path) -> str:
+    """A compiler's option with a path that may hold anything."""
+    return escaped(shlex.quote(f"{name}{path}"))
+
+
+def rule(name: str, command: str, description: str, *more: str) -> str:
+    return "\n  ".join([f"rule {name}", f"command = {command}", f"description = {description}", *more])
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One build at a time in a folder: two ninjas would spoil each other's log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with folder.joinpath("lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run_ninja(build_file: Path) -> None:
+    """Runs ninja and shows its lines as they come.
+
+    Raises:
+        BuildError: with the first error that the compiler reported.
+    """
+    command = [ninja(), "-f", str(build_file.relative_to(ROOT))]
+    if os.environ.get("MAX_JOBS"):
+        command += ["-j", os.environ["MAX_JOBS"]]
+    environment = {"NINJA_STATUS": "[%f/%t, %es] ", **os.environ, "LC_ALL": "C"}
+    output = []
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        for line in process.stdout:
+            output.append(line.rstrip())
+            print(output[-1], flush=True)
+    if process.returncode:
+        errors = [line for line in output if "error:" in line] or [line for line in output if line][-1:]
+        raise BuildError(errors[0] if errors else f"{command[0]} failed without a word")
+
+
+def build(part: str, sanitize: bool = False) -> tuple[Path, dict]:
+    """Builds a part in its folder under build/: its library, and what to record about it."""
+    text, record = PARTS[part].plan(sanitize)
+    folder = ROOT / build_folder(part, sanitize)
+    build_file = folder / "build.ninja"
+    with alone(folder):
+        if not build_file.exists() or build_file.read_text() != text:
+            build_file.write_text(text)
+        run_ninja(build_file)
+    return folder / PARTS[part].library, record
+
+
+# --- installing -----------------------------------------------------------------------------------------------------
+
+
+def asked_for() -> list[str] | None:
+    """The parts that MACARON_OPS_BUILD names; None where it is not set: all that can be built.
+
+    Raises:
+        BuildError: there is no part of that name.
+    """
+    value = os.environ.get("MACARON_OPS_BUILD")
+    if value is None:
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    names = [] if names == ["none"] else names
+    for name in names:
+        if name not in PARTS:
+            why = "this version of macaron_ops has no CUDA part" if name == "cuda" else f"there is no part {name!r}"
+            raise BuildError(f"MACARON_OPS_BUILD={value}: {why}; expected none, or of {', '.join(PARTS)}")
+    return names
+
+
+def put(file: Path, folder: Path) -> None:
+    """Copies a library unless it is there already, never over the bytes that a running process has mapped."""
+    target = folder / file.name
+    if target.exists() and filecmp.cmp(file, target):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(file, target.with_suffix(".new"))
+    target.with_suffix(".new").replace(target)
+
+
+def install(folder: Path, optional: bool) -> bool:
+    """Builds what is wanted and puts it into ``folder``, with the record; whether a library is there then.
+
+    Raises:
+        BuildError: a part cannot be built, and either MACARON_OPS_BUILD names it or nothing is ``optional``.
+    """
+    asked = asked_for()
+    record = {}
+    for name, part in PARTS.items():
+        try:
+            if asked is not None and name not in asked:
+                raise BuildError(f"it was built with MACARON_OPS_BUILD={os.environ['MACARON_OPS_BUILD'] or 'none'}")
+            library, record[name] = build(name)
+            put(library, folder)
+        except BuildError as error:
+            wanted = asked is None or name in asked
+            if wanted and (asked or not optional):
+                raise
+            folder.joinpath(part.library).unlink(missing_ok=True)
+            record[name] = {"missing": str(error)}
+            print(missing(part, error) if wanted else f"{part.library}: left out, {error}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.joinpath(RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    return any("missing" not in entry for entry in record.values())
+
+
+def missing(part: Part, error: BuildError) -> str:
+    """The screen that says that a part is left out."""
+    line = "*" * 100
+    return f"""
+{line}
+macaron_ops is installed WITHOUT {part.about}.
+Everything works, on the backend `reference`, which is slower.
+
+why:      {error}
+to mend:  {MEND}
+          and install again: pip install --no-build-isolation --no-deps --force-reinstall -v .
+          `macaron-ops doctor` repeats this. MACARON_OPS_BUILD=cpu makes it an error,
+          MACARON_OPS_BUILD=none says that it is meant so.
+{line}
+"""
+
+
+MEND = f"a C++ compiler (GCC 10, clang 12 or newer: apt install g++), ninja and torch {OLDEST_TORCH} or newer,"
+
+
+def main(arguments: list[str]) -> str | None:
+    """What went wrong, or None."""
+    if arguments not in ([], ["--sanitize"]):
+        return __doc__
+    try:
+        if arguments:
+            for name in PARTS:
+                put(build(name, sanitize=True)[0], ROOT / "build" / "sanitize")
+        else:
+            install(PACKAGE, optional=False)
+    except BuildError as error:
+        return f"\nThe native libraries were not built: {error}\nMACARON_OPS_BUILD=none does without them."
+    return None
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
