@@ -6,11 +6,19 @@ READY := $(VENV)/ready-$(firstword $(shell pwd | cksum))
 # After the set-up nothing reaches for the network.
 OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 
-.PHONY: help bench test check format clean
+# A program of GCC that was not built with AddressSanitizer has to load its runtime, and what it watches, first.
+SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allow_user_segv_handler=0 \
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	MACARON_OPS_NATIVE_LIBRARY=$(CURDIR)/build/sanitize/libmacaron_ops_cpu.so
+
+.PHONY: help bench test native sanitize check format clean
 
 help:
 	@echo "make bench     time Lie-Trotter and Strang layers and a real model: tables, plots, report.html in results/"
 	@echo "make test      run the tests (10 minutes at most on 2 cores)"
+	@echo "make native    build what changed in csrc/ (make bench and make test do it first)"
+	@echo "make sanitize  the tests of the operators on a library with AddressSanitizer and UBSan (needs GCC)"
 	@echo "make check     formatting and lint, changing nothing;  make format  formats and mends"
 	@echo "make clean     remove .venv and what tools left, but not results/"
 	@echo
@@ -18,12 +26,21 @@ help:
 	@echo "  PYTHON=python3.12     the Python of $(VENV); make clean before another one"
 	@echo "  PIP_ARGS='...'        more arguments for pip"
 	@echo "  ARGS='-k philox'      more arguments for pytest or for the benchmark"
+	@echo "  CXX=clang++ MAX_JOBS=1 MACARON_OPS_BUILD=none   the compiler, how many at a time, or no native libraries"
 
-bench: $(READY)
+bench: native
 	@$(OFFLINE) $(VENV)/bin/macaron-ops bench main $(ARGS)
 
-test: $(READY)
+test: native
 	@$(OFFLINE) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --durations=5 $(ARGS)
+
+native: $(READY)
+	@$(VENV)/bin/python tools/build_native.py
+
+sanitize: $(READY)
+	@$(VENV)/bin/python tools/build_native.py --sanitize
+	@$(OFFLINE) $(SANITIZED) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 -m "not inductor" \
+		--ignore=tests/native/test_build.py tests/ops tests/native $(ARGS)
 
 check: $(READY)
 	@$(VENV)/bin/ruff format --check .
@@ -34,7 +51,7 @@ format: $(READY)
 	@$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist macaron_ops/native/*.so macaron_ops/native/build.json *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): constraints.txt setup.py

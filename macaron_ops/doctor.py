@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
-from . import __version__
+from . import __version__, native
 from .ops import backends
 
 _EXTRAS = {
@@ -20,8 +23,8 @@ _EXTRAS = {
     "dev": ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "ruff"),
 }
 _COMPILERS = {
-    "c++": "builds the CPU kernels, and torch.compile on the CPU needs it",
-    "ninja": "speeds a build up",
+    "g++": "builds the CPU kernels, and torch.compile on the CPU needs it",
+    "ninja": "builds the CPU kernels",
     "nvcc": "builds the CUDA kernels",
 }
 _OLDEST_TORCH = (2, 11)
@@ -37,6 +40,7 @@ def report() -> str:
         "Python": _python(),
         "Devices": _devices(),
         "Compilers": [(name, _compiler(name)) for name in _COMPILERS],
+        "Native library": _native(),
         "Backends": list(_backends()),
         "Extras": [(name, _extra(name)) for name in _EXTRAS],
     }
@@ -84,16 +88,33 @@ def _cuda() -> list[tuple[str, str]]:
 
 
 def _compiler(name: str) -> str:
-    command = os.environ.get("CXX", name) if name == "c++" else name
-    path = shutil.which(command)
+    command = shlex.split(os.environ.get("CXX") or name) if name == "g++" else [name]
+    # As the build looks: also beside this Python, whose environment need not be activated.
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    path = shutil.which(command[0], path=places)
     if path is None:
-        return f"not found ({_COMPILERS[name]})"
+        return f"{command[0]} not found ({_COMPILERS[name]})"
     try:
-        output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout.strip()
+        command = [path, *command[1:], "--version"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError) as error:
         return f"{path} does not run: {error}"
     lines = output.splitlines() or ["version unknown"]
     return next((line for line in lines if "release" in line), lines[0])
+
+
+def _native() -> list[tuple[str, str]]:
+    record, path, newer = native.build_record(), native.library(), native.newer_sources()
+    rows = [("library", str(path) if path else f"none: {native.why_not_loaded()}")]
+    if "instruction sets" in record:
+        rows.append(("built for", ", ".join(record["instruction sets"])))
+        rows.append(("built by", f"{record['compiler']}, with the headers of torch {record['torch headers']}"))
+    if path:
+        why = "asked for" if os.environ.get("MACARON_OPS_CPU_ISA") else "the newest that this CPU has"
+        rows.append(("in use", f"{native.cpu_isa()}, {why}; MACARON_OPS_CPU_ISA: {', '.join(native.cpu_isas())}"))
+    if newer:
+        rows.append(("out of date", f"{', '.join(newer)} changed after it was built"))
+    return [*rows, ("to build it", native.how_to_build())] if path else rows
 
 
 def _backends() -> Iterable[tuple[str, str]]:

@@ -70,9 +70,10 @@ def check_compiler():
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         stop(
-            f"It needs a C++ compiler, for torch.compile: {compiler} is not there.\n\n"
+            f"It needs a C++ compiler, for the CPU kernels and for torch.compile: {compiler} is not there.\n\n"
             "On Debian and Ubuntu:  apt install g++\n"
-            "Another compiler:      CXX=clang++ make test"
+            "Another compiler:      CXX=clang++ make test\n"
+            "Without one:           pip install . installs the package, which then runs on PyTorch alone"
         )
 
 
@@ -94,14 +95,19 @@ def status(log, site_packages):
     return f"fetching package {len(fetched)}: {fetched[-1]}" + (f", {size}" if size else "")
 
 
-def pip_install(venv, arguments):
+def pip_install(venv, arguments, **environment):
     """Run pip, showing one line of progress; all that pip says goes to VENV/install.log."""
     log = venv / "install.log"
     site_packages = next(venv.glob("lib/python*/site-packages"))
     command = [venv / "bin/python", "-m", "pip", "install", "--progress-bar=off"]
     start, shown = time.monotonic(), None
     with log.open("w") as out:
-        pip = subprocess.Popen([*map(str, command), *arguments], stdout=out, stderr=subprocess.STDOUT)
+        pip = subprocess.Popen(
+            [*map(str, command), *arguments],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+        )
         while pip.poll() is None:
             line = status(log.read_text(), site_packages)
             if sys.stdout.isatty():
@@ -130,8 +136,9 @@ def main(venv, stamp, *pip_arguments):
         shutil.rmtree(str(venv), ignore_errors=True)
         subprocess.run([python, "-m", "venv", str(venv)], check=True)
     pins = ["-c", "constraints.txt", *pip_arguments]
-    pip_install(venv, ["setuptools", "wheel", *pins])
-    pip_install(venv, ["--no-build-isolation", "-e", ".[bench,hf,dev]", *pins])
+    pip_install(venv, ["setuptools", "wheel", "ninja", *pins])
+    # The native libraries come after it, from `make native`, which shows how far they are.
+    pip_install(venv, ["--no-build-isolation", "-e", ".[bench,hf,dev]", *pins], MACARON_OPS_BUILD="none")
     stamp.touch()
     print(f"{venv.name} is ready ({time.monotonic() - start:.0f} s).", flush=True)
 
