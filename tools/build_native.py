@@ -258,7 +258,7 @@ def install(folder: Path, optional: bool) -> bool:
     for name, part in PARTS.items():
         try:
             if asked is not None and name not in asked:
-                raise BuildError(f"it was built with MACARON_OPS_BUILD={os.environ['MACARON_OPS_BUILD'] or 'none'}")
+                raise BuildError(f"it was built with MACARON_OPS_BUILD={','.join(asked) or 'none'}")
             library, record[name] = build(name)
             put(library, folder)
         except BuildError as error:

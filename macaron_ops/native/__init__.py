@@ -138,7 +138,7 @@ def _open(path: Path) -> tuple[str, tuple[str, ...]]:
     try:
         torch.ops.load_library(str(path.absolute()))
     except (OSError, RuntimeError) as error:  # a symbol that this torch lacks, a library of another system
-        raise _Refused(f"{path} does not load with torch {torch.__version__}: {error}") from None
+        raise _Refused(f"it does not load with torch {torch.__version__}: {error.__cause__ or error}") from None
     try:
         operators = torch.ops.macaron_ops_cpu.isa, torch.ops.macaron_ops_cpu.isas
     except AttributeError:
