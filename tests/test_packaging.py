@@ -1,5 +1,7 @@
-"""The rooms kernels/ and bench/ install inside macaron_ops: from a wheel, from an sdist, and editable."""
+"""The rooms kernels/ and bench/ install inside macaron_ops, and so does the native library: from a wheel, from an
+sdist, and editable."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"macaron_ops": "macaron_ops", "kernels": "macaron_ops/kernels", "bench": "macaron_ops/bench"}
-SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md")
+SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/build_native.py")
+LIBRARY = "macaron_ops/native/libmacaron_ops_cpu.so"
+RECORD = "macaron_ops/native/build.json"
+PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+BUILDS = (
+    sys.platform == "linux"
+    and shutil.which(os.environ.get("CXX", "g++")) is not None
+    and os.environ.get("MACARON_OPS_BUILD", "cpu") == "cpu"
+)
 IMPORTS = "import macaron_ops, macaron_ops.kernels, macaron_ops.bench, macaron_ops.cli as cli"
 
 
@@ -24,32 +34,39 @@ def modules():
     }
 
 
-def python(*arguments, cwd):
+def python(*arguments, cwd, **environment):
     """What this Python prints when it is run with ``arguments`` in ``cwd``."""
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    environment = {"MACARON_OPS_BUILD": "cpu" if BUILDS else "none", **os.environ, **environment}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip()
 
 
-def pip(command, *arguments, cwd):
+def pip(command, *arguments, cwd, **environment):
     """A build without a network, in this environment."""
-    python("-m", "pip", command, "-q", "--no-build-isolation", "--no-deps", "--no-index", *arguments, cwd=cwd)
+    offline = ("-q", "--no-build-isolation", "--no-deps", "--no-index")
+    python("-m", "pip", command, *offline, *arguments, cwd=cwd, **environment)
 
 
-def build_wheel(tree, out):
-    pip("wheel", "-w", out, ".", cwd=tree)
+def build_wheel(tree, out, **environment):
+    pip("wheel", "-w", out, ".", cwd=tree, **environment)
     return next(out.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A copy of what a build reads: setuptools writes into the tree it builds."""
+    """A copy of what a build reads, for setuptools writes into the tree it builds; with what is compiled already."""
     tree = tmp_path_factory.mktemp("tree")
     for name in SOURCES:
-        if ROOT.joinpath(name).exists():
-            shutil.copy(ROOT / name, tree)
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        tree.joinpath(name).parent.mkdir(exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    for room in (*ROOMS, "csrc", "build/native"):
+        if ROOT.joinpath(room).exists():
+            ignored = shutil.ignore_patterns("__pycache__", "results", "libmacaron_ops_*.new")
+            shutil.copytree(ROOT / room, tree / room, ignore=ignored)
+    for name in (LIBRARY, RECORD):
+        tree.joinpath(name).unlink(missing_ok=True)
     return tree
 
 
@@ -70,25 +87,48 @@ def test_wheel_holds_the_data_files(wheel):
     assert "macaron_ops/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if "/results/" in name]
+    assert RECORD in names and not [name for name in names if "csrc" in name or name.startswith("tools")]
+
+
+@pytest.mark.skipif(not BUILDS, reason="needs a C++ compiler")
+def test_wheel_carries_the_library_for_this_machine_and_every_python(wheel):
+    assert wheel.name.endswith(f"-py3-none-{PLATFORM}.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert LIBRARY in archive.namelist()
+
+
+def test_wheel_without_a_library_is_for_every_machine(tree, wheel, tmp_path):
+    # after the other wheel, whose library is still in the build's folder
+    plain = build_wheel(tree, tmp_path, MACARON_OPS_BUILD="none")
+    assert plain.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(plain) as archive:
+        assert RECORD in archive.namelist() and LIBRARY not in archive.namelist()
 
 
 def test_unpacked_wheel_imports(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {IMPORTS}; print(cli.__file__)"
-    assert Path(python("-P", "-c", script, cwd=tmp_path)) == tmp_path / "macaron_ops/cli.py"
+    native = "from macaron_ops import native; print(native.library())"
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {IMPORTS}; print(cli.__file__); {native}"
+    cli, library = python("-P", "-c", script, cwd=tmp_path).splitlines()
+    assert Path(cli) == tmp_path / "macaron_ops/cli.py"
+    assert library == (str(tmp_path / LIBRARY) if BUILDS else "None")
 
 
 def test_sdist_gives_the_same_wheel(tree, wheel, tmp_path):
     python("setup.py", "-q", "sdist", "-d", tmp_path, cwd=tree)
     python("-m", "tarfile", "-e", next(tmp_path.glob("*.tar.gz")), tmp_path, cwd=tree)
-    again = build_wheel(next(tmp_path.glob("macaron*/")), tmp_path)
+    unpacked = next(tmp_path.glob("macaron*/"))
+    if BUILDS:  # from the same sources: there is nothing to compile again
+        shutil.copytree(tree / "build/native", unpacked / "build/native")
+    again = build_wheel(unpacked, tmp_path)
     with zipfile.ZipFile(wheel) as first, zipfile.ZipFile(again) as second:
         assert sorted(first.namelist()) == sorted(second.namelist())
 
 
 def test_editable_install_sees_files_added_later(tree, tmp_path):
     pip("install", "--target", tmp_path, "-e", ".", cwd=tree)
+    assert tree.joinpath(LIBRARY).exists() == BUILDS and tree.joinpath(RECORD).exists()
     tree.joinpath("bench/added_later.py").touch()
     tree.joinpath("macaron_ops/room_added_later").mkdir()
     tree.joinpath("macaron_ops/room_added_later/__init__.py").touch()

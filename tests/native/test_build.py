@@ -161,9 +161,9 @@ class TestTheLibrary:
     def test_kernels_share_no_function_between_instruction_sets(self):
         """The linker keeps one copy of a function that several objects define weakly: it might be that for AVX-512."""
         folders = [folder for folder in BUILT.iterdir() if folder.is_dir() and folder.name != "torch"]
-        assert len(folders) >= 1
+        assert folders
         for folder in folders:
             for file in folder.glob("*.o"):
                 defined = subprocess.check_output(["nm", "-C", "--defined-only", file], text=True).splitlines()
-                shared = [line.split(" ", 2)[2] for line in defined if line.split(" ", 2)[1] in "WVuw"]
+                shared = [line.split(" ", 2)[2] for line in defined if line.split(" ", 2)[1] in "Ww"]
                 assert not [name for name in shared if f"macaron_ops::{folder.name}::" not in name], file
