@@ -59,7 +59,7 @@ TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # libtorch.so registers torch's operators: it must be among the libraries that ours names, though none of its symbols is
 # used. There is no rpath: torch has loaded its libraries before ours is.
 LIBRARIES = "-Wl,--no-as-needed -ltorch -Wl,--as-needed -ltorch_cpu -lc10 -Wl,-z,defs -Wl,--exclude-libs,ALL"
-SANITIZE = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
+SANITIZE = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
 def plan_cpu(sanitize: bool) -> tuple[str, dict]:

@@ -8,8 +8,12 @@ module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference
     slower(request) -> str | None    the reason why the next row of the table runs it faster; heard only where the
                                      caller asked for no backend by name
 
-The package itself may have ``why_unusable() -> str | None``: why nothing of it can run in this process. Adding a kernel
-is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through ``slower``: they look at
+The package itself may have
+
+    why_unusable() -> str | None     why nothing of it can run in this process
+    forward, backward                a whole list of substeps in one call, as :mod:`macaron_ops.ops.run` makes them
+
+Adding a kernel is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through ``slower``: they look at
 shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.
 """
 
@@ -108,9 +112,12 @@ def _load(row: Backend) -> tuple[tuple[str, ...], dict[tuple[str, str], ModuleTy
 OPERATORS_OF: dict[str, tuple[str, ...]] = {}
 UNUSABLE: dict[str, str | None] = {}
 MODULES: dict[tuple[str, str], ModuleType] = {}
+WHOLE: dict[str, ModuleType] = {}  # the packages that run lists of substeps
 for _row in BACKENDS:
     OPERATORS_OF[_row.name], _modules, UNUSABLE[_row.name] = _load(_row)
     MODULES.update(_modules)
+    if _modules and hasattr(_package := importlib.import_module(_row.package), "forward"):
+        WHOLE[_row.name] = _package
 
 
 def provider(backend: str, operator: str) -> ModuleType:

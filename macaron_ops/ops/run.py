@@ -7,6 +7,7 @@ projections). Without a gradient to come nothing is kept.
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
 from typing import NamedTuple, ParamSpec
 
 import torch
@@ -15,7 +16,7 @@ from torch.autograd import forward_ad
 
 from .autocast import without_autocast
 from .checks import choice
-from .dispatch import Choice, Request, asked_for, choose, require_reference, select
+from .dispatch import WHOLE, Choice, Request, asked_for, choose, require_reference, select
 from .registry import BACKWARD, FORWARD, SAVED, definition
 
 __all__ = ["Bound", "Explanation", "explain", "operator", "run"]
@@ -116,9 +117,18 @@ def _why_definition(substeps: Sequence[Bound]) -> str | None:
     return None
 
 
+def _whole(plan: Sequence[_Step]) -> ModuleType | None:
+    """The backend's own functions for lists of substeps, if all of ``plan`` run on it and it has them."""
+    backend = plan[0].backend
+    return WHOLE.get(backend) if all(step.backend == backend for step in plan) else None
+
+
 def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The output, and what the backward pass reads: for each step its input (unless it is x, or the same as the
     step's before it), then what the raw operator saved."""
+    whole = _whole(plan)
+    if whole is not None:
+        return whole.forward(plan, save, inputs)
     kept, x, y = [], inputs[0], inputs[0]
     for i, step in enumerate(plan):
         if not step.joins:
@@ -169,6 +179,9 @@ class _Substeps(torch.autograd.Function):
         inputs, kept = tensors[: len(needs)], tensors[len(needs) :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return None, None, *_differentiable_backward(plan, grad, needs, inputs)
+        whole = _whole(plan)
+        if whole is not None:
+            return None, None, *whole.backward(plan, grad, needs, inputs, kept)
         grads = [None] * len(inputs)
         grad_input = None  # of the tensor that a step, and those that join it, read
         reads = _reads(plan, kept, needs, inputs[0])

@@ -1,0 +1,301 @@
+// The FFN step, forward and backward: macaron_ops/reference/ffn_step.py.
+//
+// Forward, for a block of tokens: N(x) -> chunk of hidden channels -> its share of the output, chunk after chunk, so that
+// the hidden activations stay in cache; then residual and dropout. Backward, for a group of blocks: the hidden
+// activations and their gradients of the whole group, grad_x; then the group's share of the weights' gradients.
+#include "blocks.h"
+#include "ffn_hidden.h"
+#include "parameter_gradients.h"
+#include "residual.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+namespace {
+
+// Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
+// order whether its chunks come one by one or all at once.
+constexpr int64_t kChunk = kSegment;
+constexpr int64_t kGroupPanels = 8;     // panels whose hidden activations exist at a time in the backward pass
+
+template <class X, class W>
+struct Block {
+  const FFNStep<X, W>& a;
+  int64_t first, panels;  // panels of tokens
+
+  int64_t rows(int64_t p) const { return tokens_of(first + p, a.rows); }
+  int64_t token(int64_t p) const { return (first + p) * kPanel; }
+  int64_t lanes(int64_t p) const { return round_up(rows(p), kLanes); }
+  const X* x(int64_t p) const { return a.x + token(p) * a.width; }
+  int64_t pre_activations() const { return is_gated(a.activation) ? 2 * a.hidden : a.hidden; }
+  Norm norm() const { return a.residual.pre ? a.norm : Norm{NormKind::none, 0.f, nullptr, nullptr}; }
+};
+
+template <class X, class W>
+void normalize_block(const Host& host, const Block<X, W>& block, Word<W>* n, Word<W>* columns, int64_t token,
+                     int64_t tokens) {
+  const int64_t size = words_of<Word<W>>(block.a.width) * kPanel;
+  parallel(host, block.panels, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      normalize_to_panel(block.x(p), block.rows(p), block.a.width, block.norm(), n + p * size, columns,
+                         token + p * kPanel, tokens);
+  });
+}
+
+// Of `count` hidden channels from f0: their pre-activations into `saved`, their activations into h; null if not needed.
+template <class X, class W>
+void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, int64_t f0, int64_t count, W* saved,
+                  Word<W>* h) {
+  using WordT = Word<W>;
+  const auto& a = block.a;
+  const bool gated = is_gated(a.activation);
+  const Weight<W> w_in{a.w_in, a.width, 1};
+  const Drop drop(a.activation_dropout);
+  const Hidden<W> hidden(a.activation);
+  parallel(host, ceil_div(count, kRows), [&](int64_t begin, int64_t end) {
+    const Buffer<Packed<W>> packed(host, sizeof(W) == 2 ? 2 * packed_size(a.width) : 0);
+    alignas(64) float z[2][kRows * kPanel];
+    for (int64_t f = begin * kRows; f < smaller(end * kRows, count); f += kRows) {
+      const int64_t rows = smaller<int64_t>(kRows, count - f);
+      const Left<Packed<W>> left[2] = {
+          left_of(w_in, f0 + f, rows, 0, a.width, static_cast<Packed<W>*>(packed)),
+          left_of(w_in, (gated ? a.hidden : 0) + f0 + f, gated ? rows : 0, 0, a.width, packed + packed_size(a.width))};
+      for (int64_t p = 0; p < block.panels; ++p) {
+        for (int half = 0; half <= gated; ++half) {
+          tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
+                    false);
+          const int64_t channel = half * a.hidden + f0 + f;
+          W* keep = saved == nullptr ? nullptr : saved + (p * block.pre_activations() + channel) * kPanel;
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+              float* at = z[half] + i * kPanel + lane;
+              const Vec v = lane < block.lanes(p) ? load(at) + (a.b_in == nullptr ? 0.f : a.b_in[channel + i]) : Vec{};
+              store(at, v);
+              if (keep != nullptr) store(keep + i * kPanel + lane, v);
+            }
+        }
+        if (h != nullptr)
+          hidden.forward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z[0], z[1],
+                         h + (p * words_of<WordT>(count) + f / kElements<WordT>) * kPanel);
+      }
+    }
+  });
+}
+
+// sums[p] (+)= w[:, k0 : k0 + k] b[p], with sums (rows, kPanel) floats and b `stride` words per panel.
+template <class X, class W>
+void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& w, int64_t rows, int64_t k0, int64_t k,
+                   const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
+  parallel(host, ceil_div(rows, kRows), [&](int64_t begin, int64_t end) {
+    const Buffer<Packed<W>> packed(host, sizeof(W) == 2 ? packed_size(k) : 0);
+    for (int64_t i = begin * kRows; i < smaller(end * kRows, rows); i += kRows) {
+      const int64_t count = smaller<int64_t>(kRows, rows - i);
+      const Left<Packed<W>> left = left_of(w, i, count, k0, k, static_cast<Packed<W>*>(packed));
+      for (int64_t p = 0; p < block.panels; ++p)
+        tile_rows(count, left, b + p * stride, kPanel, block.rows(p), sums + (p * rows + i) * kPanel, kPanel, accumulate);
+    }
+  });
+}
+
+// y, the sum before the post-norm and the pre-activations of a block; null where not needed.
+template <class X, class W>
+void forward_block(const Host& host, const Block<X, W>& block, const Word<W>* n, W* saved_hidden, X* saved_total, X* y) {
+  using WordT = Word<W>;
+  const auto& a = block.a;
+  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk, a.hidden);
+  const int64_t n_size = words_of<WordT>(a.width) * kPanel, h_size = words_of<WordT>(chunk) * kPanel;
+  const Buffer<WordT> normalized(host, n == nullptr ? block.panels * n_size : 0), h(host, block.panels * h_size);
+  const Buffer<float> u(host, block.panels * a.width * kPanel);
+  if (n == nullptr) {
+    normalize_block<X, W>(host, block, normalized, nullptr, 0, 0);
+    n = normalized;
+  }
+  if (a.hidden == 0)
+    for (int64_t i = 0; i < block.panels * a.width * kPanel; ++i) u[i] = 0.f;
+  for (int64_t f = 0; f < a.hidden; f += chunk) {
+    const int64_t count = smaller(chunk, a.hidden - f);
+    hidden_block<X, W>(host, block, n, f, count, saved_hidden, h);
+    product_block<X, W>(host, block, {a.w_out, a.hidden, 1}, a.width, f, count, h, words_of<WordT>(count) * kPanel, u,
+                        f > 0);
+  }
+  parallel(host, block.panels, [&](int64_t begin, int64_t end) {
+    const Buffer<float> scratch(host, a.residual.pre ? 0 : kPanel * a.width);
+    for (int64_t p = begin; p < end; ++p)
+      residual_forward(u + p * a.width * kPanel, a.b_out, block.token(p), block.rows(p), a.width, a.residual, a.norm,
+                       block.x(p), y == nullptr ? nullptr : y + block.token(p) * a.width,
+                       saved_total == nullptr ? nullptr : saved_total + p * kPanel * a.width, scratch);
+  });
+}
+
+// What the backward pass of a group of panels hands on to the gradients of the parameters.
+template <class W>
+struct Group {
+  using Element = Packed<W>;
+  int64_t first, panels;
+  Buffer<Word<W>> n_columns, u_columns;  // of N(x) and of the gradient in u
+  Buffer<Element> h, z;                  // hidden activations, gradients of the pre-activations: [panel][channel][kPanel]
+  Buffer<float> partial;                 // [panel][3][width]: sums for b_out, norm_weight, norm_bias
+
+  template <class X>
+  Group(const Host& host, const FFNStep<X, W>& a, int64_t panels)
+      : first(0),
+        panels(panels),
+        n_columns(host, a.grad_w_in == nullptr ? 0 : size(a.width, panels)),
+        u_columns(host, a.grad_w_out == nullptr ? 0 : size(a.width, panels)),
+        h(host, a.grad_w_out == nullptr ? 0 : panels * a.hidden * kPanel),
+        z(host, panels * (is_gated(a.activation) ? 2 : 1) * a.hidden * kPanel),
+        partial(host, panels * 3 * a.width) {}
+
+  static int64_t size(int64_t width, int64_t panels) {
+    return round_up(width, kPanel) * panels * kPanel / kElements<Word<W>>;
+  }
+  RowSums sums(int64_t p, int64_t width) const {
+    float* at = partial + p * 3 * width;
+    return {at, at + width, at + 2 * width};
+  }
+};
+
+template <class X, class W>
+void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& group) {
+  using WordT = Word<W>;
+  using Element = Packed<W>;
+  const auto& a = block.a;
+  const bool gated = is_gated(a.activation), pre = a.residual.pre;
+  const int64_t at = block.first - group.first;  // of the block's panels in the group
+  const int64_t channels = block.pre_activations(), d_size = words_of<WordT>(a.width) * kPanel;
+  const int64_t tokens = group.panels * kPanel;
+
+  const Buffer<WordT> n(host, block.panels * d_size), grad_u(host, block.panels * d_size);
+  normalize_block<X, W>(host, block, n, group.n_columns, at * kPanel, tokens);
+
+  // What the forward pass did not save is computed again, as it would have saved it.
+  const bool lacks_total = !pre && a.saved_total == nullptr;
+  const Buffer<W> own_hidden(host, a.saved_hidden == nullptr ? block.panels * channels * kPanel : 0);
+  const Buffer<X> own_total(host, lacks_total ? block.panels * kPanel * a.width : 0);
+  const W* z = a.saved_hidden == nullptr ? own_hidden : a.saved_hidden + block.first * channels * kPanel;
+  W* missing_hidden = a.saved_hidden == nullptr ? static_cast<W*>(own_hidden) : nullptr;
+  const X* total = lacks_total ? own_total : pre ? nullptr : a.saved_total + block.token(0) * a.width;
+  if (lacks_total) forward_block<X, W>(host, block, n, missing_hidden, own_total, nullptr);
+  else if (missing_hidden != nullptr) hidden_block<X, W>(host, block, n, 0, a.hidden, missing_hidden, nullptr);
+
+  const Buffer<float> grad_total(host, block.panels * kPanel * a.width);
+  parallel(host, block.panels, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      residual_backward<WordT>(a.grad + block.token(p) * a.width, block.token(p), block.rows(p), a.width, a.residual,
+                               a.norm, total == nullptr ? nullptr : total + p * kPanel * a.width,
+                               grad_total + p * kPanel * a.width, grad_u + p * d_size,
+                               static_cast<WordT*>(group.u_columns), (at + p) * kPanel, tokens,
+                               group.sums(at + p, a.width));
+  });
+
+  // Words of the gradients of the pre-activations, [panel][gate, up][chunk]: where elements are words they serve as such.
+  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk, a.hidden);
+  constexpr bool words_apart = kElements<WordT> > 1;
+  const int64_t z_size = words_of<WordT>(chunk) * kPanel;
+  const Buffer<WordT> z_words(host, words_apart ? block.panels * (1 + gated) * z_size : 0);
+  const Buffer<float> grad_n(host, block.panels * a.width * kPanel);
+  const Weight<W> w_out{a.w_out, 1, a.hidden};
+  const Drop drop(a.activation_dropout);
+  const Hidden<W> hidden(a.activation);
+  if (a.hidden == 0)
+    for (int64_t i = 0; i < block.panels * a.width * kPanel; ++i) grad_n[i] = 0.f;
+  for (int64_t f0 = 0; f0 < a.hidden; f0 += chunk) {
+    const int64_t count = smaller(chunk, a.hidden - f0);
+    parallel(host, ceil_div(count, kRows), [&](int64_t begin, int64_t end) {
+      const Buffer<Element> packed(host, sizeof(W) == 2 ? packed_size(a.width) : 0);
+      alignas(64) float grad_h[kRows * kPanel];
+      for (int64_t f = begin * kRows; f < smaller(end * kRows, count); f += kRows) {
+        const int64_t rows = smaller<int64_t>(kRows, count - f);
+        const Left<Element> left = left_of(w_out, f0 + f, rows, 0, a.width, static_cast<Element*>(packed));
+        for (int64_t p = 0; p < block.panels; ++p) {
+          tile_rows(rows, left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
+          const W* z_tile = z + (p * channels + f0 + f) * kPanel;
+          Element* to_z = group.z + ((at + p) * channels + f0 + f) * kPanel;
+          HiddenGradients<Element, WordT> out{nullptr, to_z, to_z + a.hidden * kPanel, nullptr, nullptr};
+          if (group.h != nullptr) out.h = group.h + ((at + p) * a.hidden + f0 + f) * kPanel;
+          if (words_apart) {
+            out.z_words = z_words + p * (1 + gated) * z_size + f / kElements<WordT> * kPanel;
+            out.up_words = out.z_words + z_size;
+          }
+          hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z_tile,
+                          z_tile + a.hidden * kPanel, grad_h, out);
+        }
+      }
+    });
+    for (int half = 0; half <= gated; ++half) {
+      const int64_t channel = half * a.hidden + f0;
+      const WordT* words = z_words + half * z_size;
+      int64_t stride = (1 + gated) * z_size;
+      if constexpr (!words_apart) {
+        words = group.z + (at * channels + channel) * kPanel;
+        stride = channels * kPanel;
+      }
+      product_block<X, W>(host, block, {a.w_in, 1, a.width}, a.width, channel, count, words, stride, grad_n,
+                          f0 > 0 || half > 0);
+    }
+  }
+  parallel(host, block.panels, [&](int64_t begin, int64_t end) {
+    const Buffer<float> scratch(host, kPanel * a.width);
+    for (int64_t p = begin; p < end; ++p)
+      input_backward(grad_n + p * a.width * kPanel, grad_total + p * kPanel * a.width, block.rows(p), a.width,
+                     a.residual, a.norm, block.x(p),
+                     a.grad_x == nullptr ? nullptr : a.grad_x + block.token(p) * a.width, scratch,
+                     group.sums(at + p, a.width));
+  });
+}
+
+}  // namespace
+
+template <class X, class W>
+void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
+  const Division division(host, a.rows);
+  const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
+  division.run(host, 0, division.panels, [&](const Host& inner, int64_t first, int64_t panels) {
+    const Block<X, W> block{a, first, panels};
+    forward_block<X, W>(inner, block, nullptr,
+                        a.saved_hidden == nullptr ? nullptr : a.saved_hidden + first * channels * kPanel,
+                        a.saved_total == nullptr ? nullptr : a.saved_total + first * kPanel * a.width, a.y);
+  });
+}
+
+template <class X, class W>
+void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
+  const Division division(host, a.rows);
+  const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
+  // w_out's gradient is summed as (hidden, width), whose rows the tile kernel writes, and transposed at the end.
+  const Buffer<float> sums_in(host, sizeof(W) == 2 && a.grad_w_in != nullptr ? channels * a.width : 0);
+  const Buffer<float> sums_out(host, a.grad_w_out == nullptr ? 0 : a.hidden * a.width);
+  float* grad_w_in = sums_in;
+  if constexpr (sizeof(W) == 4) grad_w_in = a.grad_w_in;
+  const int64_t group_panels = smaller(larger(kGroupPanels, 2 * kBlockPanels * host.threads), division.panels);
+  Group<W> group(host, a, group_panels);
+  for (int64_t first = 0; first < division.panels; first += group_panels) {
+    group.first = first;
+    group.panels = smaller(group_panels, division.panels - first);
+    for (int64_t i = 0; i < group.panels * 3 * a.width; ++i) group.partial[i] = 0.f;
+    division.run(host, first, first + group.panels, [&](const Host& inner, int64_t panel, int64_t panels) {
+      backward_block<X, W>(inner, {a, panel, panels}, group);
+    });
+    const bool later = first > 0;
+    if (a.grad_w_in != nullptr)
+      add_outer<Word<W>>(host, group.z, channels, group.panels, group.n_columns, a.width, grad_w_in, later);
+    if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, group.panels, a.grad_b_in, later);
+    if (a.grad_w_out != nullptr)
+      add_outer<Word<W>>(host, group.h, a.hidden, group.panels, group.u_columns, a.width, sums_out, later);
+    float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
+    for (int i = 0; i < 3; ++i)
+      if (vectors[i] != nullptr)
+        add_partial(group.partial + i * a.width, group.panels, 3 * a.width, a.width, vectors[i], later);
+  }
+  if (a.grad_w_out != nullptr) transpose_matrix(host, sums_out, a.hidden, a.width, a.grad_w_out);
+  if constexpr (sizeof(W) == 2)
+    if (a.grad_w_in != nullptr) round_matrix(host, grad_w_in, channels * a.width, a.grad_w_in);
+}
+
+#define MACARON_INSTANTIATE(X, W)                                        \
+  template void ffn_step_forward(const FFNStep<X, W>&, const Host&); \
+  template void ffn_step_backward(const FFNStep<X, W>&, const Host&);
+MACARON_INSTANTIATE(float, float)
+MACARON_INSTANTIATE(bf16, bf16)
+MACARON_INSTANTIATE(float, bf16)
+#undef MACARON_INSTANTIATE
+
+}  // namespace macaron_ops::MACARON_OPS_ISA

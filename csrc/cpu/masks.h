@@ -1,0 +1,85 @@
+// Which keys a query sees, and what is added to its scores. Nothing here is ever expanded to (B, H, T, S): causal order
+// and packed sequences are an interval of keys per query, and of blocks at their border; given masks are read by their
+// strides, one tile at a time.
+#pragma once
+
+#include "operators.h"
+#include "product.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+
+struct Range {
+  int64_t begin, end;
+};
+
+constexpr float kNever = -__builtin_inff();  // as a score: the key is not seen
+
+// tile[r][l] (+)= the mask's element at p + r row + l lane, for `rows` rows and `lanes` lanes; true is kNever.
+MACARON_INLINE float mask_value(bool blocked) { return blocked ? kNever : 0.f; }
+MACARON_INLINE float mask_value(float bias) { return bias; }
+MACARON_INLINE float mask_value(bf16 bias) { return to_float(bias); }
+
+template <class T>
+static void add_mask(const T* p, int64_t row, int64_t lane, int64_t rows, int64_t lanes, float* tile) {
+  // A blocked key stays blocked whatever is added to it: also +inf.
+  auto plus = [](float a, float b) { return a == kNever || b == kNever ? kNever : a + b; };
+  if (lane == 0) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const float value = mask_value(p[r * row]);
+      for (int64_t l = 0; l < lanes; ++l) tile[r * kPanel + l] = plus(tile[r * kPanel + l], value);
+    }
+  } else if (lane == 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t l = 0; l < lanes; ++l) tile[r * kPanel + l] = plus(tile[r * kPanel + l], mask_value(p[r * row + l]));
+  } else {
+    for (int64_t l = 0; l < lanes; ++l)
+      for (int64_t r = 0; r < rows; ++r) {
+        float& at = tile[r * kPanel + l];
+        at = plus(at, mask_value(p[r * row + l * lane]));
+      }
+  }
+}
+
+template <class X>
+struct Visibility {
+  int64_t heads, queries, keys;
+  bool causal;
+  const int32_t *first, *last;  // of the sequence that a token belongs to, per token; null where there is one
+  GivenMasks<X> given;
+
+  int64_t lower(int64_t query) const { return first == nullptr ? 0 : first[query]; }
+  int64_t upper(int64_t query) const {
+    const int64_t end = last == nullptr ? keys : last[query];
+    return causal ? smaller(end, query + 1) : end;
+  }
+  // Both bounds never fall from one query to the next.
+  Range keys_of(int64_t begin, int64_t end) const { return {lower(begin), upper(end - 1)}; }
+  // The queries that see any of the keys begin ... end, perhaps with some that do not.
+  Range queries_of(int64_t begin, int64_t end) const {
+    return {causal ? begin : first == nullptr ? 0 : first[begin], last == nullptr ? queries : last[end - 1]};
+  }
+  // Whether all these queries see all these keys as far as intervals say.
+  bool whole(Range q, Range k) const { return lower(q.end - 1) <= k.begin && k.end <= upper(q.begin); }
+
+  bool has_given() const { return given.pairs_blocked || given.pairs_bias || given.keys_blocked || given.keys_bias; }
+
+  // The given masks' tile of kPanel lanes a row: rows are keys and lanes are queries, or the other way round.
+  void fill(int64_t batch, int64_t head, Range q, Range k, bool lanes_are_queries, float* tile) const {
+    const int64_t nq = q.end - q.begin, nk = k.end - k.begin;
+    const int64_t rows = lanes_are_queries ? nk : nq, lanes = lanes_are_queries ? nq : nk;
+    for (int64_t i = 0; i < rows * kPanel; i += kLanes) store(tile + i, Vec{});
+    const int64_t* s = given.strides;
+    const int64_t at = batch * s[0] + head * s[1] + q.begin * s[2] + k.begin * s[3], at_key = batch * keys + k.begin;
+    auto add = [&](const auto* p, int64_t per_query, int64_t per_key) {
+      if (p == nullptr) return;
+      if (lanes_are_queries) add_mask(p, per_key, per_query, rows, lanes, tile);
+      else add_mask(p, per_query, per_key, rows, lanes, tile);
+    };
+    add(given.pairs_bias == nullptr ? nullptr : given.pairs_bias + at, s[2], s[3]);
+    add(given.keys_bias == nullptr ? nullptr : given.keys_bias + at_key, 0, 1);
+    add(given.pairs_blocked == nullptr ? nullptr : given.pairs_blocked + at, s[2], s[3]);
+    add(given.keys_blocked == nullptr ? nullptr : given.keys_blocked + at_key, 0, 1);
+  }
+};
+
+}  // namespace macaron_ops::MACARON_OPS_ISA

@@ -1,0 +1,83 @@
+// Normalisation of rows: y = (x - mean) * scale * weight + bias, with the row's statistics in float.
+#pragma once
+
+#include "operators.h"
+#include "vec.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+
+struct Statistics {
+  float mean, scale;
+  bool clamped;  // sphere: the row is shorter than eps, so that `scale` is constant there
+};
+
+template <class X>
+static Statistics statistics(const X* x, int64_t width, const Norm& norm) {
+  if (norm.kind == NormKind::none) return {0.f, 1.f, false};
+  float mean = 0.f;
+  if (norm.kind == NormKind::layer) {
+    Vec total = {};
+    for (int64_t c = 0; c < width; c += kLanes) total += load_part(x + c, width - c);
+    mean = sum(total) / float(width);
+  }
+  Vec squares = {};
+  int64_t c = 0;
+  for (; c + kLanes <= width; c += kLanes) {
+    const Vec d = load(x + c) - mean;
+    squares += d * d;
+  }
+  float square = sum(squares);
+  for (; c < width; ++c) {
+    const float d = to_float(x[c]) - mean;
+    square += d * d;
+  }
+  if (norm.kind == NormKind::sphere) {
+    const float length = __builtin_sqrtf(square);
+    return {0.f, 1.f / larger(length, norm.eps), length < norm.eps};
+  }
+  return {mean, 1.f / __builtin_sqrtf(square / float(width) + norm.eps), false};
+}
+
+// Columns c to c + kLanes of a normalised row; `v` holds those of x.
+MACARON_INLINE Vec normalized(Vec v, const Statistics& s, const Norm& norm, int64_t c, int64_t width) {
+  if (norm.kind == NormKind::none) return v;
+  v = (v - s.mean) * s.scale;
+  if (norm.weight != nullptr) v *= load_part(norm.weight + c, width - c);
+  if (norm.bias != nullptr) v += load_part(norm.bias + c, width - c);
+  return v;
+}
+
+// The gradient in x from that in N(x), `grad`, of one row; the gradients in weight and bias are added to theirs where
+// they are not null. `grad` and `grad_x` may be the same row.
+template <class X>
+static void norm_backward_row(const X* x, const float* grad, int64_t width, const Norm& norm, float* grad_x,
+                              float* grad_weight, float* grad_bias) {
+  if (norm.kind == NormKind::none) {
+    for (int64_t c = 0; c < width; c += kLanes) store_part(grad_x + c, load_part(grad + c, width - c), width - c);
+    return;
+  }
+  const Statistics s = statistics(x, width, norm);
+  Vec along = {}, total = {};  // sums of g y and of g, with y the standardised row and g = grad * weight
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const int64_t n = width - c;
+    const Vec y = (load_part(x + c, n) - s.mean) * s.scale;
+    Vec g = load_part(grad + c, n);
+    if (grad_weight != nullptr) store_part(grad_weight + c, load_part(grad_weight + c, n) + g * y, n);
+    if (grad_bias != nullptr) store_part(grad_bias + c, load_part(grad_bias + c, n) + g, n);
+    if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
+    along += g * y;  // beyond the last column g is 0
+    total += g;
+  }
+  const bool sphere = norm.kind == NormKind::sphere;
+  const float g_y = s.clamped ? 0.f : sphere ? sum(along) : sum(along) / float(width);
+  const float g_1 = norm.kind == NormKind::layer ? sum(total) / float(width) : 0.f;
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const int64_t n = width - c;
+    const Vec y = (load_part(x + c, n) - s.mean) * s.scale;
+    Vec g = load_part(grad + c, n);
+    if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
+    store_part(grad_x + c, s.scale * (g - y * g_y - g_1), n);
+  }
+}
+
+}  // namespace macaron_ops::MACARON_OPS_ISA

@@ -1,0 +1,77 @@
+// The residual that ends ffn_step and attend_step, y = scale x + step drop(u), normalised there if placement is post.
+#pragma once
+
+#include "dropout.h"
+#include "panel.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+
+// Rows of y from the panel of u without its bias. `row` is the panel's first row in the tensor, x, y and total start
+// there; `total` is null or gets the sum before its normalisation; `scratch` holds (count, width), for post alone.
+template <class X, class T>
+static void residual_forward(const float* u, const float* bias, int64_t row, int64_t count, int64_t width,
+                             const Residual& residual, const Norm& norm, const X* x, X* y, T* total, float* scratch) {
+  const Drop drop(residual.dropout);
+  const bool post = !residual.pre;
+  panel_to_rows(u, count, width, [&](int64_t i, int64_t c, Vec v, int64_t n) {
+    if (bias != nullptr) v += load_part(bias + c, n);
+    v = drop(v, (row + i) * width + c);
+    v = residual.scale * load_part(x + i * width + c, n) + residual.step * v;
+    if (!post) store_part(y + i * width + c, v, n);
+    else store_part(scratch + i * width + c, v, n);
+    if (post && total != nullptr) store_part(total + i * width + c, v, n);
+  });
+  if (!post || y == nullptr) return;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* sums = scratch + i * width;
+    const Statistics s = statistics(sums, width, norm);
+    for (int64_t c = 0; c < width; c += kLanes)
+      store_part(y + i * width + c, normalized(load_part(sums + c, width - c), s, norm, c, width), width - c);
+  }
+}
+
+// Sums over the rows of a panel that become gradients of (width,) parameters.
+struct RowSums {
+  float *bias, *norm_weight, *norm_bias;  // null where not needed
+};
+
+// The gradients of the residual's two terms: `grad_total` (count, width), that of the sum, and that of u as panel and
+// columns (`token`: their first row there, of `tokens`; null where not needed).
+template <class WordT, class X, class T>
+static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t width, const Residual& residual,
+                              const Norm& norm, const T* total, float* grad_total, WordT* panel, WordT* columns,
+                              int64_t token, int64_t tokens, const RowSums& sums) {
+  const Drop drop(residual.dropout);
+  for (int64_t i = 0; i < count; ++i) {
+    float* g = grad_total + i * width;
+    for (int64_t c = 0; c < width; c += kLanes) store_part(g + c, load_part(grad + i * width + c, width - c), width - c);
+    if (!residual.pre) norm_backward_row(total + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
+  }
+  fill_panel(count, width, panel, columns, token, tokens, [&](int64_t i, int64_t c, int64_t n) {
+    const Vec v = drop(residual.step * load_part(grad_total + i * width + c, n), (row + i) * width + c);
+    if (sums.bias != nullptr) store_part(sums.bias + c, load_part(sums.bias + c, n) + v, n);
+    return v;
+  });
+}
+
+// grad_x from the gradient in N(x), a panel of floats, and that of the sum.
+template <class X>
+static void input_backward(const float* grad_normalized, const float* grad_total, int64_t count, int64_t width,
+                           const Residual& residual, const Norm& norm, const X* x, X* grad_x, float* scratch,
+                           const RowSums& sums) {
+  panel_to_rows(grad_normalized, count, width, [&](int64_t i, int64_t c, Vec v, int64_t n) {
+    store_part(scratch + i * width + c, v, n);
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    float* g = scratch + i * width;
+    if (residual.pre) norm_backward_row(x + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
+    if (grad_x == nullptr) continue;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const int64_t n = width - c;
+      const Vec v = load_part(g + c, n) + residual.scale * load_part(grad_total + i * width + c, n);
+      store_part(grad_x + i * width + c, v, n);
+    }
+  }
+}
+
+}  // namespace macaron_ops::MACARON_OPS_ISA

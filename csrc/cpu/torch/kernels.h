@@ -1,0 +1,29 @@
+// The kernels of the instruction set that this process runs on.
+#pragma once
+
+#include <string>
+
+#include "cpu/operators.h"
+
+namespace macaron_ops {
+
+// Every kernel function: X(name, argument struct).
+#define MACARON_KERNELS(X)         \
+  X(ffn_step_forward, FFNStep)     \
+  X(ffn_step_backward, FFNStep)
+
+template <class X, class W>
+struct Kernels {
+#define MACARON_POINTER(name, Arguments) void (*name)(const Arguments<X, W>&, const Host&);
+  MACARON_KERNELS(MACARON_POINTER)
+#undef MACARON_POINTER
+};
+
+// Kernels for the dtypes of x and of the parameter matrices.
+template <class X, class W>
+const Kernels<X, W>& kernels();
+
+std::string isa_in_use();   // raises where MACARON_OPS_CPU_ISA names none of isas_here()
+std::string isas_here();    // built and supported by this machine, the best one last, separated by spaces
+
+}  // namespace macaron_ops

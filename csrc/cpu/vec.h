@@ -1,0 +1,158 @@
+// Vectors of the instruction set that a unit is compiled for, written with the compiler's vector extensions.
+//
+// Everything here has internal linkage in a namespace of its own per instruction set. Kernel units use no std::
+// templates: the linker keeps one copy of each, and could keep one that only some machines can execute.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "types.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t VecH __attribute__((vector_size(2 * kLanes)));
+
+#define MACARON_INLINE static inline __attribute__((always_inline))
+
+template <class T>
+MACARON_INLINE T smaller(T a, T b) { return b < a ? b : a; }
+template <class T>
+MACARON_INLINE T larger(T a, T b) { return a < b ? b : a; }
+MACARON_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+MACARON_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+MACARON_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x - 0 is x for every x; x + 0 is not (-0)
+MACARON_INLINE VecU broadcast_bits(uint32_t x) { return x - VecU{}; }
+MACARON_INLINE VecU bits_of(Vec x) { return (VecU)x; }
+MACARON_INLINE Vec of_bits(VecU x) { return (Vec)x; }
+MACARON_INLINE Vec choose(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
+// Both keep a NaN in x, as torch.clamp and torch.maximum do.
+MACARON_INLINE Vec at_least(Vec x, Vec low) { return choose(x < low, low, x); }
+MACARON_INLINE Vec at_most(Vec x, Vec high) { return choose(x > high, high, x); }
+MACARON_INLINE Vec absolute(Vec x) { return of_bits(bits_of(x) & 0x7fffffffu); }
+MACARON_INLINE Vec with_sign_of(Vec magnitude, Vec sign) {
+  return of_bits((bits_of(magnitude) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
+}
+
+MACARON_INLINE float sum(Vec x) {
+  float s = 0.f;
+  for (int i = 0; i < kLanes; ++i) s += x[i];
+  return s;
+}
+MACARON_INLINE float largest(Vec x) {
+  float s = x[0];
+  for (int i = 1; i < kLanes; ++i) s = x[i] > s || x[i] != x[i] ? x[i] : s;
+  return s;
+}
+
+// -- bfloat16: the upper half of a float, rounded to nearest even ----------------------------------------------------
+
+MACARON_INLINE float to_float(float x) { return x; }
+MACARON_INLINE float to_float(bf16 x) {
+  const uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+MACARON_INLINE VecU rounded_bits(Vec x) {  // the bf16 of each lane in the lane's lower half
+  const VecU u = bits_of(x);
+  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return x == x ? rounded : broadcast_bits(0x7fc0u);
+}
+MACARON_INLINE bf16 to_bf16(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return {x == x ? uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : uint16_t(0x7fc0u)};
+}
+template <class T>
+MACARON_INLINE T to(float x) {
+  if constexpr (sizeof(T) == 2) return to_bf16(x);
+  else return x;
+}
+
+// -- memory: any alignment; loads and stores of part of a vector touch no byte beyond it -----------------------------
+
+MACARON_INLINE Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+MACARON_INLINE Vec load(const bf16* p) {
+  VecH h;
+  std::memcpy(&h, p, sizeof h);
+  return of_bits(__builtin_convertvector(h, VecU) << 16);
+}
+MACARON_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+MACARON_INLINE void store(bf16* p, Vec v) {
+  const VecH h = __builtin_convertvector(rounded_bits(v), VecH);
+  std::memcpy(p, &h, sizeof h);
+}
+MACARON_INLINE void store_bits(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof v); }
+
+#if defined(__AVX512F__)
+MACARON_INLINE __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+MACARON_INLINE __m512i load_masked(const float* p, __mmask16 m) { return _mm512_maskz_loadu_epi32(m, p); }
+MACARON_INLINE __m512i load_masked(const bf16* p, __mmask16 m) {
+  return (__m512i)(__builtin_convertvector((VecH)_mm256_maskz_loadu_epi16(m, p), VecU) << 16);
+}
+MACARON_INLINE void store_masked(float* p, Vec v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
+MACARON_INLINE void store_masked(bf16* p, Vec v, __mmask16 m) {
+  _mm512_mask_cvtepi32_storeu_epi16(p, m, (__m512i)rounded_bits(v));
+}
+#endif
+
+template <class T>
+MACARON_INLINE Vec load_part(const T* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+#if defined(__AVX512F__)
+  return (Vec)load_masked(p, first_lanes(count));
+#endif
+  T part[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = p[i];
+  return load(part);
+}
+template <class T>
+MACARON_INLINE void store_part(T* p, Vec v, int64_t count) {
+  if (count >= kLanes) return store(p, v);
+#if defined(__AVX512F__)
+  return store_masked(p, v, first_lanes(count));
+#endif
+  T part[kLanes];
+  store(part, v);
+  for (int64_t i = 0; i < count; ++i) p[i] = part[i];
+}
+
+// -- transposition of kLanes vectors: log2(kLanes) exchanges of off-diagonal blocks ----------------------------------
+
+template <int block, size_t... j>
+MACARON_INLINE void exchange(Vec& x, Vec& y, IndexSequence<j...>) {
+  const Vec a = x, b = y;
+  x = __builtin_shufflevector(a, b, (int(j) & block ? kLanes + int(j) - block : int(j))...);
+  y = __builtin_shufflevector(a, b, (int(j) & block ? kLanes + int(j) : int(j) + block)...);
+}
+template <int block = 1>
+MACARON_INLINE void transpose(Vec* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & block)) exchange<block>(rows[i], rows[i + block], MakeIndexSequence<kLanes>{});
+  if constexpr (2 * block < kLanes) transpose<2 * block>(rows);
+}
+
+}  // namespace macaron_ops::MACARON_OPS_ISA

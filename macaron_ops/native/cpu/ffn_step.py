@@ -1,0 +1,45 @@
+"""``ffn_step`` on the CPU: ``csrc/cpu/ffn_step.cpp``."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from macaron_ops.reference.ffn_step import Options, Tensors
+
+from .plan import run_backward, run_forward, why_not_dtypes
+
+__all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
+
+PANEL = 32  # tokens side by side
+
+
+class Saved(NamedTuple):
+    """What the backward pass may find; empty tensors where ``save`` did not keep it."""
+
+    hidden: Tensor  # fast: the pre-activations in panels (ceil(tokens / 32), F or 2F, 32), in the dtype of w_in
+    total: Tensor  # fast, post placement: the sum before its normalisation (..., D), in the dtype of x
+
+
+def why_not(request) -> str | None:
+    return why_not_dtypes(request.x.dtype, request.tensors.w_in.dtype)
+
+
+def forward(x: Tensor, tensors: Tensors, options: Options, save: str) -> tuple[Tensor, Saved]:
+    y, saved = run_forward("ffn_step", x, tensors, options, save)
+    return y, Saved(*saved) if saved else Saved(tensors.w_in.new_empty(0), x.new_empty(0))
+
+
+def backward(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
+) -> tuple[Tensor | None, Tensors]:
+    grad_x, grads = run_backward("ffn_step", grad, needs, x, tensors, saved, options)
+    return grad_x, Tensors(*grads)
+
+
+def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
+    """The shape and dtype of each saved tensor."""
+    fast = save == "fast"
+    panels = -(-x.shape[:-1].numel() // PANEL)
+    hidden = (panels, tensors.w_in.shape[0], PANEL) if fast else (0,)
+    total = x.shape if fast and options.placement == "post" else (0,)
+    return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
