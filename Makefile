@@ -39,7 +39,8 @@ native: $(READY)
 
 sanitize: $(READY)
 	@$(VENV)/bin/python tools/build_native.py --sanitize
-	@$(OFFLINE) $(SANITIZED) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 -m "not inductor" \
+	@$(SANITIZED) $(VENV)/bin/python -c "import sys; from macaron_ops import native; sys.exit(native.why_not_loaded())"
+	@$(OFFLINE) $(SANITIZED) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --capture=sys -m "not inductor" \
 		--ignore=tests/native/test_build.py tests/ops tests/native $(ARGS)
 
 check: $(READY)

@@ -107,6 +107,11 @@ def test_every_instruction_set_of_this_cpu_can_be_asked_for(isa):
 
 
 @needs_library
+def test_what_was_built_here_is_used():
+    assert native.why_not_loaded() is None and native.library() == native.library_path()
+
+
+@needs_library
 def test_doctor_tells_what_was_built_and_what_runs():
     text = doctor.report()
     assert str(native.library()) in text and native.build_record().get("compiler", "") in text
