@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("setuptools", minversion="77", reason="pyproject.toml asks for it")
+
 ROOT = Path(__file__).parent.parent
 ROOMS = {"macaron_ops": "macaron_ops", "kernels": "macaron_ops/kernels", "bench": "macaron_ops/bench"}
 SOURCES = ("setup.py", "pyproject.toml", "LICENSE", "README.md", "tools/build_native.py")
@@ -20,6 +22,7 @@ PLATFORM = sysconfig.get_platform().replace("-", "_").replace(".", "_")
 BUILDS = (
     sys.platform == "linux"
     and shutil.which(os.environ.get("CXX", "g++")) is not None
+    and (shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)) is not None
     and os.environ.get("MACARON_OPS_BUILD", "cpu") == "cpu"
 )
 IMPORTS = "import macaron_ops, macaron_ops.kernels, macaron_ops.bench, macaron_ops.cli as cli"
@@ -90,7 +93,7 @@ def test_wheel_holds_the_data_files(wheel):
     assert RECORD in names and not [name for name in names if "csrc" in name or name.startswith("tools")]
 
 
-@pytest.mark.skipif(not BUILDS, reason="needs a C++ compiler")
+@pytest.mark.skipif(not BUILDS, reason="needs a C++ compiler and ninja")
 def test_wheel_carries_the_library_for_this_machine_and_every_python(wheel):
     assert wheel.name.endswith(f"-py3-none-{PLATFORM}.whl")
     with zipfile.ZipFile(wheel) as archive:

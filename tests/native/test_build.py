@@ -15,10 +15,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "native" / "cpu"
 KERNEL = "namespace macaron_ops::MACARON_OPS_ISA { int %s(int x) { return x + 1; } }\n"
+SETUP = ["setup.py", "-q", "build", "--build-lib=out"]
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
-)
+pytest.importorskip("setuptools", minversion="77", reason="pyproject.toml asks for it")
+NINJA = shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)
+COMPILER = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
+pytestmark = pytest.mark.skipif(not (COMPILER and NINJA), reason="needs a C++ compiler and ninja")
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def build(tree, *arguments, **options):
 
 def install(tree, **options):
     """The part of `pip install` that builds: what it prints, and what it recorded beside the library."""
-    text = run(tree, "setup.py", "-q", "build", "--build-lib=out", **options)
+    text = run(tree, *SETUP, **options)
     record = tree / "out/macaron_ops/native/build.json"
     return text, json.loads(record.read_text())["cpu"] if record.exists() else None
 
@@ -135,7 +137,7 @@ def test_a_kernel_that_does_not_compile_is_named(tree):
     ],
 )
 def test_a_part_that_was_asked_for_and_is_missing_is_an_error(tree, asked, message):
-    for command in (["tools/build_native.py"], ["setup.py", "-q", "build", "--build-lib=out"]):
+    for command in (["tools/build_native.py"], SETUP):
         assert message in run(tree, *command, CXX="/nonexistent", MACARON_OPS_BUILD=asked, expect=1)
 
 
