@@ -14,7 +14,7 @@ namespace {
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 constexpr int64_t kChunk = kSegment;
-constexpr int64_t kGroupPanels = 8;     // panels whose hidden activations exist at a time in the backward pass
+constexpr int64_t kGroupPanels = 16;    // panels whose hidden activations exist at a time in the backward pass
 
 template <class X, class W>
 struct Block {
@@ -46,53 +46,47 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
                   Word<W>* h) {
   using WordT = Word<W>;
   const auto& a = block.a;
-  const bool gated = is_gated(a.activation);
-  const Weight<W> w_in{a.w_in, a.width, 1};
   const Drop drop(a.activation_dropout);
   const Hidden<W> hidden(a.activation);
-  parallel(host, ceil_div(count, kRows), [&](int64_t begin, int64_t end) {
-    const Buffer<Packed<W>> packed(host, sizeof(W) == 2 ? 2 * packed_size(a.width) : 0);
+  auto tile = [&](auto halves, int64_t f, int64_t rows, const Left<Packed<W>>* left, int64_t p) {
     alignas(64) float z[2][kRows * kPanel];
-    for (int64_t f = begin * kRows; f < smaller(end * kRows, count); f += kRows) {
-      const int64_t rows = smaller<int64_t>(kRows, count - f);
-      const Left<Packed<W>> left[2] = {
-          left_of(w_in, f0 + f, rows, 0, a.width, static_cast<Packed<W>*>(packed)),
-          left_of(w_in, (gated ? a.hidden : 0) + f0 + f, gated ? rows : 0, 0, a.width, packed + packed_size(a.width))};
-      for (int64_t p = 0; p < block.panels; ++p) {
-        for (int half = 0; half <= gated; ++half) {
-          tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
-                    false);
-          const int64_t channel = half * a.hidden + f0 + f;
-          W* keep = saved == nullptr ? nullptr : saved + (p * block.pre_activations() + channel) * kPanel;
-          for (int64_t i = 0; i < rows; ++i)
-            for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
-              float* at = z[half] + i * kPanel + lane;
-              const Vec v = lane < block.lanes(p) ? load(at) + (a.b_in == nullptr ? 0.f : a.b_in[channel + i]) : Vec{};
-              store(at, v);
-              if (keep != nullptr) store(keep + i * kPanel + lane, v);
-            }
+    for (int half = 0; half < halves(); ++half) {
+      tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
+                false);
+      const int64_t channel = half * a.hidden + f0 + f;
+      W* keep = saved == nullptr ? nullptr : saved + (p * block.pre_activations() + channel) * kPanel;
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+          float* at = z[half] + i * kPanel + lane;
+          const Vec v = lane < block.lanes(p) ? load(at) + (a.b_in == nullptr ? 0.f : a.b_in[channel + i]) : Vec{};
+          store(at, v);
+          if (keep != nullptr) store(keep + i * kPanel + lane, v);
         }
-        if (h != nullptr)
-          hidden.forward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z[0], z[1],
-                         h + (p * words_of<WordT>(count) + f / kElements<WordT>) * kPanel);
-      }
     }
-  });
+    if (h != nullptr)
+      hidden.forward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z[0], z[1],
+                     h + (p * words_of<WordT>(count) + f / kElements<WordT>) * kPanel);
+  };
+  const Weight<W> gate{a.w_in + f0 * a.width, a.width, 1}, up{gate.p + a.hidden * a.width, a.width, 1};
+  auto run = [&](auto halves, const auto& weights) {
+    each_tile(host, weights, count, 0, a.width, block.panels,
+              [&](int64_t f, int64_t rows, const Left<Packed<W>>* left, int64_t p) { tile(halves, f, rows, left, p); });
+  };
+  const Weight<W> one[1] = {gate}, two[2] = {gate, up};
+  if (is_gated(a.activation)) run([] { return 2; }, two);
+  else run([] { return 1; }, one);
 }
 
 // sums[p] (+)= w[:, k0 : k0 + k] b[p], with sums (rows, kPanel) floats and b `stride` words per panel.
 template <class X, class W>
 void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& w, int64_t rows, int64_t k0, int64_t k,
                    const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
-  parallel(host, ceil_div(rows, kRows), [&](int64_t begin, int64_t end) {
-    const Buffer<Packed<W>> packed(host, sizeof(W) == 2 ? packed_size(k) : 0);
-    for (int64_t i = begin * kRows; i < smaller(end * kRows, rows); i += kRows) {
-      const int64_t count = smaller<int64_t>(kRows, rows - i);
-      const Left<Packed<W>> left = left_of(w, i, count, k0, k, static_cast<Packed<W>*>(packed));
-      for (int64_t p = 0; p < block.panels; ++p)
-        tile_rows(count, left, b + p * stride, kPanel, block.rows(p), sums + (p * rows + i) * kPanel, kPanel, accumulate);
-    }
-  });
+  const Weight<W> weights[1] = {w};
+  each_tile(host, weights, rows, k0, k, block.panels,
+            [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p) {
+              tile_rows(count, *left, b + p * stride, kPanel, block.rows(p), sums + (p * rows + i) * kPanel, kPanel,
+                        accumulate);
+            });
 }
 
 // y, the sum before the post-norm and the pre-activations of a block; null where not needed.
@@ -192,34 +186,28 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   const int64_t z_size = words_of<WordT>(chunk) * kPanel;
   const Buffer<WordT> z_words(host, words_apart ? block.panels * (1 + gated) * z_size : 0);
   const Buffer<float> grad_n(host, block.panels * a.width * kPanel);
-  const Weight<W> w_out{a.w_out, 1, a.hidden};
   const Drop drop(a.activation_dropout);
   const Hidden<W> hidden(a.activation);
   if (a.hidden == 0)
     for (int64_t i = 0; i < block.panels * a.width * kPanel; ++i) grad_n[i] = 0.f;
   for (int64_t f0 = 0; f0 < a.hidden; f0 += chunk) {
     const int64_t count = smaller(chunk, a.hidden - f0);
-    parallel(host, ceil_div(count, kRows), [&](int64_t begin, int64_t end) {
-      const Buffer<Element> packed(host, sizeof(W) == 2 ? packed_size(a.width) : 0);
-      alignas(64) float grad_h[kRows * kPanel];
-      for (int64_t f = begin * kRows; f < smaller(end * kRows, count); f += kRows) {
-        const int64_t rows = smaller<int64_t>(kRows, count - f);
-        const Left<Element> left = left_of(w_out, f0 + f, rows, 0, a.width, static_cast<Element*>(packed));
-        for (int64_t p = 0; p < block.panels; ++p) {
-          tile_rows(rows, left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
-          const W* z_tile = z + (p * channels + f0 + f) * kPanel;
-          Element* to_z = group.z + ((at + p) * channels + f0 + f) * kPanel;
-          HiddenGradients<Element, WordT> out{nullptr, to_z, to_z + a.hidden * kPanel, nullptr, nullptr};
-          if (group.h != nullptr) out.h = group.h + ((at + p) * a.hidden + f0 + f) * kPanel;
-          if (words_apart) {
-            out.z_words = z_words + p * (1 + gated) * z_size + f / kElements<WordT> * kPanel;
-            out.up_words = out.z_words + z_size;
-          }
-          hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z_tile,
-                          z_tile + a.hidden * kPanel, grad_h, out);
-        }
-      }
-    });
+    const Weight<W> w_out[1] = {{a.w_out + f0, 1, a.hidden}};
+    each_tile(host, w_out, count, 0, a.width, block.panels,
+              [&](int64_t f, int64_t rows, const Left<Element>* left, int64_t p) {
+                alignas(64) float grad_h[kRows * kPanel];
+                tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
+                const W* z_tile = z + (p * channels + f0 + f) * kPanel;
+                Element* to_z = group.z + ((at + p) * channels + f0 + f) * kPanel;
+                HiddenGradients<Element, WordT> out{nullptr, to_z, to_z + a.hidden * kPanel, nullptr, nullptr};
+                if (group.h != nullptr) out.h = group.h + ((at + p) * a.hidden + f0 + f) * kPanel;
+                if (words_apart) {
+                  out.z_words = z_words + p * (1 + gated) * z_size + f / kElements<WordT> * kPanel;
+                  out.up_words = out.z_words + z_size;
+                }
+                hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z_tile,
+                                z_tile + a.hidden * kPanel, grad_h, out);
+              });
     for (int half = 0; half <= gated; ++half) {
       const int64_t channel = half * a.hidden + f0;
       const WordT* words = z_words + half * z_size;
@@ -258,36 +246,27 @@ void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
 
 template <class X, class W>
 void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
-  const Division division(host, a.rows);
+  const int64_t all = ceil_div(a.rows, kPanel);
   const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
-  // w_out's gradient is summed as (hidden, width), whose rows the tile kernel writes, and transposed at the end.
-  const Buffer<float> sums_in(host, sizeof(W) == 2 && a.grad_w_in != nullptr ? channels * a.width : 0);
-  const Buffer<float> sums_out(host, a.grad_w_out == nullptr ? 0 : a.hidden * a.width);
-  float* grad_w_in = sums_in;
-  if constexpr (sizeof(W) == 4) grad_w_in = a.grad_w_in;
-  const int64_t group_panels = smaller(larger(kGroupPanels, 2 * kBlockPanels * host.threads), division.panels);
+  const int64_t group_panels = smaller(kGroupPanels, all);
+  const bool several = group_panels < all;
   Group<W> group(host, a, group_panels);
-  for (int64_t first = 0; first < division.panels; first += group_panels) {
+  MatrixGradient<W> grad_w_in(host, a.grad_w_in, channels, a.width, false, several);
+  MatrixGradient<W> grad_w_out(host, a.grad_w_out, a.hidden, a.width, true, several);
+  for (int64_t first = 0; first < all; first += group_panels) {
     group.first = first;
-    group.panels = smaller(group_panels, division.panels - first);
+    group.panels = smaller(group_panels, all - first);
     for (int64_t i = 0; i < group.panels * 3 * a.width; ++i) group.partial[i] = 0.f;
-    division.run(host, first, first + group.panels, [&](const Host& inner, int64_t panel, int64_t panels) {
-      backward_block<X, W>(inner, {a, panel, panels}, group);
-    });
-    const bool later = first > 0;
-    if (a.grad_w_in != nullptr)
-      add_outer<Word<W>>(host, group.z, channels, group.panels, group.n_columns, a.width, grad_w_in, later);
+    backward_block<X, W>(host, {a, first, group.panels}, group);
+    const bool later = first > 0, last = first + group_panels >= all;
+    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, group.panels, group.n_columns, !later, last);
     if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, group.panels, a.grad_b_in, later);
-    if (a.grad_w_out != nullptr)
-      add_outer<Word<W>>(host, group.h, a.hidden, group.panels, group.u_columns, a.width, sums_out, later);
+    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, group.panels, group.u_columns, !later, last);
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr)
         add_partial(group.partial + i * a.width, group.panels, 3 * a.width, a.width, vectors[i], later);
   }
-  if (a.grad_w_out != nullptr) transpose_matrix(host, sums_out, a.hidden, a.width, a.grad_w_out);
-  if constexpr (sizeof(W) == 2)
-    if (a.grad_w_in != nullptr) round_matrix(host, grad_w_in, channels * a.width, a.grad_w_in);
 }
 
 #define MACARON_INSTANTIATE(X, W)                                        \

@@ -1,7 +1,7 @@
 // Gradients of parameter matrices: grad_w[f][d] = sum over tokens of a[f][token] b[token][d].
 //
 // a comes in panels of elements [panel][f][kPanel] (tokens side by side), b in columns (panel.h). Threads divide the
-// rows f, so that the sum over tokens has one order whatever their number.
+// features f, so that the sum over tokens has one order whatever their number.
 #pragma once
 
 #include "host.h"
@@ -9,6 +9,82 @@
 #include "weight.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
+
+// Where the gradient of a matrix goes, group of tokens after group. Only several groups of one that cannot be added up
+// in place (rounded to bf16, or transposed) need `sums`.
+template <class W>
+class MatrixGradient {
+ public:
+  // grad: (features, width), transposed (width, features); null where it is not needed.
+  MatrixGradient(const Host& host, W* grad, int64_t features, int64_t width, bool transposed, bool several_groups)
+      : grad_(grad),
+        features_(features),
+        width_(width),
+        transposed_(transposed),
+        sums_(host, grad != nullptr && several_groups && !in_place() ? features * row_size() : 0) {}
+
+  explicit operator bool() const { return grad_ != nullptr; }
+
+  // Adds what a group of panels contributes; `last` writes the gradient.
+  template <class WordT>
+  void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t panels, const WordT* columns,
+           bool first, bool last) {
+    constexpr int step = kElements<WordT>;
+    const int64_t block_size = panels * kPanel / step * kPanel;  // words of a block of columns
+    parallel(host, ceil_div(features_, kRows), [&](int64_t begin, int64_t end) {
+      alignas(64) float part[kRows * kPanel];
+      for (int64_t f = begin * kRows; f < smaller(end * kRows, features_); f += kRows) {
+        const int64_t rows = smaller<int64_t>(kRows, features_ - f);
+        const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel, step, kPanel / step, panels,
+                                                             features_ * kPanel};
+        for (int64_t d = 0; d < width_; d += kPanel) {
+          const WordT* b = columns + d / kPanel * block_size;
+          const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
+          float* at = part;
+          int64_t stride = kPanel;
+          bool accumulate = false;
+          if (sums_ != nullptr) {
+            at = sums_ + f * row_size() + d;
+            stride = row_size();
+            accumulate = !first;
+          }
+          tile_rows(rows, left, b, kPanel, valid, at, stride, accumulate);
+          if (in_place() || last) write(at, stride, f, rows, d, valid, in_place() && !first);
+        }
+      }
+    });
+  }
+
+ private:
+  bool in_place() const { return sizeof(W) == 4 && !transposed_; }
+  int64_t row_size() const { return round_up(width_, kPanel); }
+
+  void write(const float* tile, int64_t stride, int64_t f, int64_t rows, int64_t d, int64_t valid, bool accumulate) {
+    if (!transposed_) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < valid; j += kLanes) {
+          W* to = grad_ + (f + i) * width_ + d + j;
+          const Vec v = load(tile + i * stride + j);
+          store_part(to, accumulate ? load_part(to, valid - j) + v : v, valid - j);
+        }
+      return;
+    }
+    for (int64_t i = 0; i < rows; i += kLanes)
+      for (int64_t j = 0; j < valid; j += kLanes) {
+        Vec r[kLanes];
+#pragma GCC unroll 16
+        for (int k = 0; k < kLanes; ++k) r[k] = i + k < rows ? load(tile + (i + k) * stride + j) : Vec{};
+        transpose(r);
+        for (int k = 0; k < smaller<int64_t>(kLanes, valid - j); ++k)
+          store_part(grad_ + (d + j + k) * features_ + f + i, r[k], rows - i);
+      }
+  }
+
+  W* grad_;
+  int64_t features_, width_;
+  bool transposed_;
+  Buffer<float> sums_;
+};
 
 // grad_w (features, width) (+)= the sum over `panels` panels, in float.
 template <class WordT>

@@ -107,23 +107,26 @@ MACARON_INLINE void store(bf16* p, Vec v) {
 MACARON_INLINE void store_bits(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof v); }
 
 #if defined(__AVX512F__)
-MACARON_INLINE __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
-MACARON_INLINE __m512i load_masked(const float* p, __mmask16 m) { return _mm512_maskz_loadu_epi32(m, p); }
-MACARON_INLINE __m512i load_masked(const bf16* p, __mmask16 m) {
-  return (__m512i)(__builtin_convertvector((VecH)_mm256_maskz_loadu_epi16(m, p), VecU) << 16);
+MACARON_INLINE __mmask16 first_lanes(int64_t count) {
+  return count >= kLanes ? __mmask16(0xffff) : __mmask16((1u << count) - 1u);
 }
-MACARON_INLINE void store_masked(float* p, Vec v, __mmask16 m) { _mm512_mask_storeu_ps(p, m, (__m512)v); }
-MACARON_INLINE void store_masked(bf16* p, Vec v, __mmask16 m) {
-  _mm512_mask_cvtepi32_storeu_epi16(p, m, (__m512i)rounded_bits(v));
+MACARON_INLINE Vec load_part(const float* p, int64_t count) {
+  return (Vec)_mm512_maskz_loadu_ps(first_lanes(count), p);
 }
-#endif
-
+MACARON_INLINE Vec load_part(const bf16* p, int64_t count) {
+  const __m256i h = _mm256_maskz_loadu_epi16(first_lanes(count), p);
+  return of_bits((VecU)_mm512_maskz_cvtepu16_epi32(0xffff, h) << 16);
+}
+MACARON_INLINE void store_part(float* p, Vec v, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
+}
+MACARON_INLINE void store_part(bf16* p, Vec v, int64_t count) {
+  _mm512_mask_cvtepi32_storeu_epi16(p, first_lanes(count), (__m512i)rounded_bits(v));
+}
+#else
 template <class T>
 MACARON_INLINE Vec load_part(const T* p, int64_t count) {
   if (count >= kLanes) return load(p);
-#if defined(__AVX512F__)
-  return (Vec)load_masked(p, first_lanes(count));
-#endif
   T part[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) part[i] = p[i];
   return load(part);
@@ -131,13 +134,11 @@ MACARON_INLINE Vec load_part(const T* p, int64_t count) {
 template <class T>
 MACARON_INLINE void store_part(T* p, Vec v, int64_t count) {
   if (count >= kLanes) return store(p, v);
-#if defined(__AVX512F__)
-  return store_masked(p, v, first_lanes(count));
-#endif
   T part[kLanes];
   store(part, v);
   for (int64_t i = 0; i < count; ++i) p[i] = part[i];
 }
+#endif
 
 // -- transposition of kLanes vectors: log2(kLanes) exchanges of off-diagonal blocks ----------------------------------
 

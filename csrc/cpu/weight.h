@@ -1,7 +1,8 @@
-// A parameter matrix as left operand of products: in place where its words lie as the tile kernel reads them, else
-// packed for kRows rows.
+// A parameter matrix as left operand of products: in place where its words lie side by side along the sum, else packed
+// for kRows rows.
 #pragma once
 
+#include "host.h"
 #include "product.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
@@ -19,6 +20,15 @@ using Packed = typename Arithmetic<Word<W>>::Element;
 // Elements of a buffer that packs k columns.
 MACARON_INLINE int64_t packed_size(int64_t k) { return kRows * (k + 1); }
 
+// kRows neighbours (a row stride of 1) at a time: whole cache lines instead of one word of each.
+MACARON_INLINE void pack_words(const float* p, int64_t row, int64_t col, int64_t rows, int64_t k, float* out) {
+  if (row == 1 && rows == kRows) {
+    for (int64_t j = 0; j < k; ++j) std::memcpy(out + j * kRows, p + j * col, kRows * sizeof(float));
+    return;
+  }
+  for (int64_t j = 0; j < k; ++j)
+    for (int64_t i = 0; i < rows; ++i) out[j * kRows + i] = p[i * row + j * col];
+}
 MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t rows, int64_t k, float* out) {
   for (int64_t j = 0; j < k; ++j)
     for (int64_t i = 0; i < rows; ++i) out[j * kRows + i] = to_float(p[i * row + j * col]);
@@ -27,11 +37,12 @@ MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t 
   for (int64_t j = 0; j < k; j += 2, out += 2 * kRows) {
 #if defined(__AVX512BF16__)
     if (row == 1 && j + 1 < k && rows == kRows) {  // 12 neighbours of two rows, interleaved
-      VecH first = {}, second = {};
-      std::memcpy(&first, p + j * col, kRows * sizeof(bf16));
-      std::memcpy(&second, p + (j + 1) * col, kRows * sizeof(bf16));
-      const VecU pairs = __builtin_convertvector(first, VecU) | __builtin_convertvector(second, VecU) << 16;
-      std::memcpy(out, &pairs, kRows * sizeof(pairs[0]));
+      constexpr __mmask16 some = (1 << kRows) - 1;
+      const __m256i first = _mm256_maskz_loadu_epi16(some, p + j * col);
+      const __m256i second = _mm256_maskz_loadu_epi16(some, p + (j + 1) * col);
+      const VecU pairs = (VecU)_mm512_maskz_cvtepu16_epi32(some, first) |
+                         (VecU)_mm512_maskz_cvtepu16_epi32(some, second) << 16;
+      _mm512_mask_storeu_epi32(out, some, (__m512i)pairs);
       continue;
     }
 #endif
@@ -42,19 +53,45 @@ MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t 
   }
 }
 
-// Rows i ... i + rows and columns k0 ... k0 + k of a weight; `buffer` holds packed_size(k) elements.
+template <class W>
+MACARON_INLINE bool in_place(const Weight<W>& w, int64_t k) {
+  return sizeof(W) == sizeof(Packed<W>) && w.col == 1 && k % kElements<Word<W>> == 0;
+}
+
+// Rows i ... i + rows and columns k0 ... k0 + k of a weight; `buffer` holds packed_size(k) elements. A transposed weight
+// is packed too: its words stand a row of the weight apart, often all in one set of the cache.
 template <class W>
 MACARON_INLINE Left<Packed<W>> left_of(const Weight<W>& w, int64_t i, int64_t rows, int64_t k0, int64_t k,
                                        Packed<W>* buffer) {
   constexpr int step = kElements<Word<W>>;
   const W* p = w.p + i * w.row + k0 * w.col;
   if constexpr (sizeof(W) == sizeof(Packed<W>))
-    if (step == 1 || (w.col == 1 && k % step == 0)) return {p, w.row, step * w.col, k / step};
-  if constexpr (sizeof(W) == 2) {
-    pack_words(p, w.row, w.col, rows, k, buffer);
-    return {buffer, step, step * kRows, ceil_div(k, step)};
-  }
-  __builtin_unreachable();
+    if (in_place(w, k)) return {p, w.row, step, k / step};
+  pack_words(p, w.row, w.col, rows, k, buffer);
+  return {buffer, step, step * kRows, ceil_div(k, step)};
+}
+
+constexpr int64_t kPanelBytes = 256 << 10;  // of right operands that stay in the L2 cache while weights pass by
+
+// body(i, rows, left, p) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]) and each of
+// `panels` panels of k features. Threads divide the rows; each of them packs its rows once.
+template <int count, class W, class Body>
+static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64_t rows, int64_t k0, int64_t k,
+                      int64_t panels, const Body& body) {
+  const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(k, kElements<Word<W>>) + 1), 1);
+  parallel(host, ceil_div(rows, kRows), [&](int64_t begin, int64_t end) {
+    const Buffer<Packed<W>> packed(host, in_place(weights[0], k) ? 0 : (end - begin) * count * packed_size(k));
+    const Buffer<Left<Packed<W>>> lefts(host, (end - begin) * count);
+    for (int64_t b = begin; b < end; ++b)
+      for (int w = 0; w < count; ++w) {
+        const int64_t at = (b - begin) * count + w, i = b * kRows;
+        lefts[at] = left_of(weights[w], i, smaller<int64_t>(kRows, rows - i), k0, k, packed + at * packed_size(k));
+      }
+    for (int64_t p0 = 0; p0 < panels; p0 += together)
+      for (int64_t b = begin; b < end; ++b)
+        for (int64_t p = p0; p < smaller(p0 + together, panels); ++p)
+          body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), lefts + (b - begin) * count, p);
+  });
 }
 
 }  // namespace macaron_ops::MACARON_OPS_ISA

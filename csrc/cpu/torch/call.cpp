@@ -1,8 +1,8 @@
 #include "call.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
+
+#include "scratch.h"
 
 namespace macaron_ops {
 
@@ -26,17 +26,11 @@ void run_parallel(int64_t count, void (*body)(const void*, int64_t, int64_t), co
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-void* allocate(size_t bytes) {
-  void* p = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (p == nullptr) throw std::bad_alloc();
-  return p;
-}
-
 Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
 }  // namespace
 
-Host torch_host() { return {int64_t(torch::stable::get_num_threads()), run_parallel, allocate, std::free}; }
+Host torch_host() { return {int64_t(torch::stable::get_num_threads()), run_parallel, allocate_scratch, release_scratch}; }
 
 Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.data(), shape.size()), dtype);
