@@ -15,6 +15,13 @@ namespace macaron_ops::MACARON_OPS_ISA {
 constexpr int64_t kQueryBlock = 2 * kPanel;
 constexpr int kGroups = 2;  // panels of keys in a block
 
+// Whole numbers side by side.
+MACARON_INLINE VecI counting_from(int64_t start) {
+  VecI v;
+  for (int i = 0; i < kLanes; ++i) v[i] = int32_t(start) + i;
+  return v;
+}
+
 // Words [rows][lanes] to [lanes][rows].
 static inline void transpose_words(const float* in, int64_t from_row, int64_t rows, int64_t lanes, float* out,
                                    int64_t to_row) {
@@ -52,18 +59,21 @@ static inline Head<Pair> turned(const Head<Pair>& head, bool by_token, Pair* out
   const HeadPanels& at = head.at;
   for (int64_t p = 0; p < at.panels; ++p) {
     const bf16* from = head.elements() + p * at.size * 2;
-    bf16* to = reinterpret_cast<bf16*>(out) + p * at.size * 2;
-    const int64_t width = at.width, tokens = smaller(width, at.tokens - p * width);
+    bf16* to = reinterpret_cast<bf16*>(out + p * at.size);
+    const int64_t tokens = smaller(at.width, at.tokens - p * at.width);
     for (int64_t c = 0; c < at.head_dim; c += 2)
-      for (int64_t t = 0; t < round_up(tokens, 2); ++t) {
-        const bf16 none{0};
-        const int64_t in_channels = (c / 2 * width + t) * 2, in_tokens = c * width + t;
+      for (int64_t t = 0; t < tokens; t += kLanes) {
+        const bool second = c + 1 < at.head_dim;
         if (by_token) {
-          to[in_tokens] = t < tokens ? from[in_channels] : none;
-          if (c + 1 < at.head_dim) to[in_tokens + width] = t < tokens ? from[in_channels + 1] : none;
+          VecU pair;
+          std::memcpy(&pair, from + (c / 2 * at.width + t) * 2, sizeof pair);
+          if (t + kLanes > tokens) pair &= (VecU)(counting_from(t) < int32_t(tokens));
+          store_part(to + c * at.width + t, of_bits(pair << 16), at.width - t);
+          if (second) store_part(to + (c + 1) * at.width + t, of_bits(pair & 0xffff0000u), at.width - t);
         } else {
-          to[in_channels] = from[in_tokens];
-          to[in_channels + 1] = c + 1 < at.head_dim ? from[in_tokens + width] : none;
+          const Vec first = load_part(from + c * at.width + t, tokens - t);
+          const Vec other = second ? load_part(from + (c + 1) * at.width + t, tokens - t) : Vec{};
+          store_part(reinterpret_cast<Pair*>(to) + c / 2 * at.width + t, bits_of(first) >> 16 | bits_of(other), tokens - t);
         }
       }
   }
@@ -137,7 +147,7 @@ static void weights_backward(const Attention<X>& a, int64_t batch, int64_t head,
       VecI seen = there;
       if (border) seen &= (key >= int32_t(a.see.lower(query))) & (key < int32_t(a.see.upper(query)));
       s = choose(seen, s, broadcast(kNever));
-      Vec weight = exp2_of_negative(s - shift[query]) * factor[query];
+      Vec weight = exp2(s - shift[query]) * factor[query];
       Vec grad = choose(there, load(at_dp), Vec{}), dropped = weight;
       if (a.drop) {
         const VecI kept = a.drop.kept(a.position(batch, head, query, k.begin + l));
@@ -179,7 +189,7 @@ static void dots(const Head<WordT>& grad, const W* attended, int64_t features, i
 
 // One head of queries: fills scratch.grad_q, adds to scratch.grad_k and grad_v; none of them is multiplied by the scale
 // of the scores. Heads are by channel, but `values` by token.
-template <class WordT, class X, class W>
+template <class WordT, class X>
 static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, const Head<WordT>& queries,
                             const Head<WordT>& keys, const Head<WordT>& values, const Head<WordT>& grad,
                             const float* statistics, const MaskGradients& mask_gradients,

@@ -6,12 +6,15 @@
 // FLOP: 4 head_dim per query and key; the exponential takes about 20 more instructions per vector of them.
 #pragma once
 
+#include "dropout.h"
+#include "exp2.h"
 #include "heads.h"
-#include "scores.h"
+#include "masks.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr int64_t kKeyBlock = 4 * kPanel;  // scores of a block: 16 KiB
+constexpr float kLog2E = 1.44269504f;
 
 // What the heads of a call have in common.
 template <class X>
@@ -56,7 +59,7 @@ static Vec mask_scores(float* scores, const float* masks, int64_t keys, float sc
 static inline Vec exponentials(float* scores, int64_t keys, Vec shift) {
   Vec total = {};
   for (int64_t j = 0; j < keys; ++j) {
-    const Vec p = exp2_of_negative(load(scores + j * kPanel) - shift);
+    const Vec p = exp2(load(scores + j * kPanel) - shift);
     total += p;
     store(scores + j * kPanel, p);
   }
@@ -116,7 +119,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       const Vec shift = choose(maximum[v] == kNever, Vec{}, maximum[v]);
       const Vec sum = exponentials(scores, count, shift);
       if (!first) {
-        const Vec fade = exp2_of_negative(before - shift);
+        const Vec fade = exp2(before - shift);
         total[v] = total[v] * fade + sum;
         for (int64_t c = 0; c < head_dim; ++c) {
           float* at = out + c * kPanel + v * kLanes;

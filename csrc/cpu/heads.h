@@ -9,33 +9,13 @@
 // the next channel or the slack at the end of a buffer lies: such lanes never reach a result.
 #pragma once
 
+#include "head_panels.h"
 #include "panel.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-constexpr int64_t kSlack = 2 * kPanel;  // words after the last panel of a buffer
-
-struct HeadPanels {
-  int64_t tokens, head_dim;
-  int64_t width;   // lanes of a panel
-  int64_t panels;  // of a sequence
-  int64_t size;    // words of a panel
-
-  template <class WordT>
-  static HeadPanels of(int64_t tokens, int64_t head_dim) {
-    HeadPanels at;
-    at.tokens = tokens;
-    at.head_dim = head_dim;
-    // Even, because a pair along tokens must not reach into the next channel.
-    at.width = tokens <= 2 * kPanel ? round_up(larger<int64_t>(tokens, 1), 2) : kPanel;
-    at.panels = ceil_div(tokens, at.width);
-    at.size = words_of<WordT>(head_dim) * at.width;
-    return at;
-  }
-  int64_t words() const { return panels * size; }  // of a sequence
-  int64_t word(int64_t token) const { return token / width * size + token % width; }  // of its first channel
-  int64_t blocks() const { return ceil_div(tokens, kPanel); }  // of kPanel tokens, never in two panels
-};
+constexpr int64_t kSlack = HeadPanels::kSlack;
+static_assert(HeadPanels::kLanes == kPanel);
 
 // One head's tokens of one sequence.
 template <class WordT>

@@ -141,7 +141,7 @@ struct AttendStep {
   const float* qk_scale;   // (head_dim,), or (heads, head_dim) with qk_scale_per_head; null: q and k as they are
   bool qk_scale_per_head;
   // forward writes, backward reads where it is there
-  void *saved_q, *saved_k, *saved_v;  // projections, attend_step_saved(...).. words in panels of heads
+  void *saved_q, *saved_k, *saved_v;  // projections in panels of heads (heads.h)
   W* saved_attended;        // in panels: (ceil(B T / 32), heads head_dim, 32)
   float* saved_statistics;  // (B, heads, 2, T): weights are exp2(scores - first) * second
   X* saved_total;           // post placement: the sum before its normalisation (B, T, width)

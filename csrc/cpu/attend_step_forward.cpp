@@ -1,0 +1,94 @@
+// The attention step, forward: macaron_ops/reference/attend_step.py.
+//
+// Products to heads, attention head by head and block of queries by block, product back and residual. Threads take whole
+// sequences, so that heads stay in their caches, where there are enough of them, else parts of each of the three.
+#include "attend_parts.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+namespace {
+
+// The heads' outputs, in panels of the sequences' tokens.
+template <class X, class W>
+void attend(const Host& host, const AttendCall<X, W>& call, const Sequences& s, const Projected<Word<W>>& heads,
+            const TokenPanels<Word<W>, W>& out) {
+  const AttendStep<X, W>& a = call.a;
+  const int64_t blocks = call.q.blocks(), group = a.heads / a.kv_heads;
+  parallel(host, s.count * a.heads * blocks, [&](int64_t begin, int64_t end) {
+    const Buffer<float> block(host, a.head_dim * kPanel);
+    BlockScratch scratch;
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t sequence = i / blocks / a.heads, head = i / blocks % a.heads, query = i % blocks * kPanel;
+      const Range q{query, smaller(query + kPanel, a.tokens)};
+      float* statistics = a.saved_statistics;
+      if (statistics != nullptr) statistics += ((s.first + sequence) * a.heads + head) * 2 * a.tokens;
+      attend_block(call.attention, s.first + sequence, head, q, heads.q(sequence, head), heads.k(sequence, head / group),
+                   heads.v(sequence, head / group), scratch, static_cast<float*>(block), statistics);
+      out.put(block, a.head_dim, head * a.head_dim, sequence * a.tokens + query, q.end - q.begin);
+    }
+  });
+}
+
+template <class X, class W>
+void forward_sequences(const Host& host, const AttendCall<X, W>& call, const Sequences& s) {
+  using WordT = Word<W>;
+  const AttendStep<X, W>& a = call.a;
+  const int64_t panels = ceil_div(s.count * a.tokens, kPanel), channels = call.channels();
+  const int64_t q_words = s.count * a.heads * call.q.words() + kSlack, kv_words = s.count * a.kv_heads * call.kv.words() + kSlack;
+  const bool saves = a.saved_q != nullptr;
+  const Buffer<WordT> own_q(host, saves ? 0 : q_words), own_k(host, saves ? 0 : kv_words), own_v(host, saves ? 0 : kv_words);
+  const Projected<WordT> projected{heads_of<WordT>(a.saved_q, s, own_q, a.heads, call.q, false),
+                                   heads_of<WordT>(a.saved_k, s, own_k, a.kv_heads, call.kv, false),
+                                   heads_of<WordT>(a.saved_v, s, own_v, a.kv_heads, call.kv, true)};
+  project_sequences(host, call, s, &projected, {});
+
+  Projected<WordT> heads = projected;
+  const Buffer<WordT> positioned_q(host, call.positions ? q_words : 0), positioned_k(host, call.positions ? kv_words : 0);
+  if (call.positions) {
+    heads.q.words = positioned_q;
+    heads.k.words = positioned_k;
+    position_heads(host, call.positions, projected.q, s.count, heads.q);
+    position_heads(host, call.positions, projected.k, s.count, heads.k);
+  }
+
+  W* saved = a.saved_attended == nullptr ? nullptr : a.saved_attended + s.first * a.tokens / kPanel * channels * kPanel;
+  constexpr bool one_kind = sizeof(WordT) == sizeof(W);  // words are elements
+  const Buffer<WordT> own_words(host, one_kind && saved != nullptr ? 0 : panels * words_of<WordT>(channels) * kPanel);
+  WordT* words = own_words;
+  W* elements = saved;
+  if constexpr (one_kind)
+    if (saved != nullptr) words = saved, elements = nullptr;
+  if (saved != nullptr && s.count * a.tokens % kPanel != 0)  // lanes beyond the last token are read, and must be numbers
+    for (int64_t i = (panels - 1) * channels * kPanel; i < panels * channels * kPanel; i += kLanes) store(saved + i, Vec{});
+  attend(host, call, s, heads, TokenPanels<WordT, W>{words, elements, channels});
+
+  const int64_t at = s.first * a.tokens * a.width;
+  finish(host, call, s, words, a.y + at, a.saved_total == nullptr ? nullptr : a.saved_total + at);
+}
+
+}  // namespace
+
+template <class X, class W>
+void attend_step_forward(const AttendStep<X, W>& a, const Host& host) {
+  if (a.batch * a.tokens == 0) return;
+  const AttendCall<X, W> call(a, host);
+  const int64_t unit = call.unit(), units = ceil_div(a.batch, unit);
+  if (units % host.threads == 0 || units >= 4 * host.threads) {
+    Host alone = host;
+    alone.threads = 1;
+    return parallel(host, units, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u)
+        forward_sequences(alone, call, {u * unit, smaller(unit, a.batch - u * unit)});
+    });
+  }
+  const int64_t most = larger<int64_t>(kSharedTokens / a.tokens / unit, 1) * unit;
+  for (int64_t first = 0; first < a.batch; first += most)
+    forward_sequences(host, call, {first, smaller(most, a.batch - first)});
+}
+
+#define MACARON_INSTANTIATE(X, W) template void attend_step_forward(const AttendStep<X, W>&, const Host&);
+MACARON_INSTANTIATE(float, float)
+MACARON_INSTANTIATE(bf16, bf16)
+MACARON_INSTANTIATE(float, bf16)
+#undef MACARON_INSTANTIATE
+
+}  // namespace macaron_ops::MACARON_OPS_ISA
