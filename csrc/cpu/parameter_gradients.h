@@ -38,17 +38,11 @@ class MatrixGradient {
         const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel, step, kPanel / step, panels,
                                                              features_ * kPanel};
         for (int64_t d = 0; d < width_; d += kPanel) {
-          const WordT* b = columns + d / kPanel * block_size;
           const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
-          float* at = part;
-          int64_t stride = kPanel;
-          bool accumulate = false;
-          if (sums_ != nullptr) {
-            at = sums_ + f * row_size() + d;
-            stride = row_size();
-            accumulate = !first;
-          }
-          tile_rows(rows, left, b, kPanel, valid, at, stride, accumulate);
+          const bool summed = sums_ != nullptr;
+          float* at = summed ? sums_ + f * row_size() + d : part;
+          const int64_t stride = summed ? row_size() : kPanel;
+          tile_rows(rows, left, columns + d / kPanel * block_size, kPanel, valid, at, stride, summed && !first);
           if (in_place() || last) write(at, stride, f, rows, d, valid, in_place() && !first);
         }
       }

@@ -4,6 +4,7 @@ and equal it in float64."""
 import pytest
 import torch
 
+import macaron_ops
 from tests import twins
 from tests.ops.cases import CASES, build
 from tests.rule import assert_by_rule
@@ -51,24 +52,31 @@ def test_rule(case, dtype, save, device):
         args, kwargs = build(case, dtype, device, seed)
         grad = torch.randn(args[0].shape, dtype=dtype, device=device)
         exact_args, exact_kwargs = upcast(args), {name: upcast(v) for name, v in kwargs.items()}
-        actual = run(case.operator, args, {**kwargs, **policy}, grad)
         eager = run(twin, *build(case, dtype, device, seed), grad)
         exact = run(twin, exact_args, exact_kwargs, grad)
+        actual = {}
+        for backend, usable, _ in macaron_ops.explain(case.operator, *args, **kwargs, **policy).rows:
+            if usable:
+                with macaron_ops.use_backend(backend):
+                    actual[backend] = run(case.operator, args, {**kwargs, **policy}, grad)
         draws.append((actual, eager, exact))
-    for i in range(len(draws[0][0])):
-        a, b, c = (torch.stack([draw[j][i].detach() for draw in draws]) for j in range(3))
-        assert a.dtype == dtype
-        if dtype == torch.float64:  # eager is the exact value itself here
-            torch.testing.assert_close(a, c)
-        else:
-            assert_by_rule(f"output {i}", a, b, c)
+    for backend in draws[0][0]:
+        for i in range(len(draws[0][1])):
+            a = torch.stack([actual[backend][i].detach() for actual, _, _ in draws])
+            b, c = (torch.stack([draw[j][i].detach() for draw in draws]) for j in (1, 2))
+            assert a.dtype == dtype
+            if dtype == torch.float64:  # eager is the exact value itself here
+                torch.testing.assert_close(a, c)
+            else:
+                assert_by_rule(f"{backend}: output {i}", a, b, c)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_strided_inputs_and_gradients(case, device):
+def test_strided_inputs_and_gradients(case, dtype, device):
     """Inputs and incoming gradients of any strides give what contiguous ones give."""
-    args, kwargs = build(case, torch.float64, device)
-    grad = torch.randn(args[0].shape, dtype=torch.float64, device=device)
+    args, kwargs = build(case, dtype, device)
+    grad = torch.randn(args[0].shape, dtype=dtype, device=device)
     expected = run(case.operator, args, kwargs, grad)
 
     def strided(value):
@@ -86,11 +94,12 @@ def test_strided_inputs_and_gradients(case, device):
     torch.testing.assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_frozen_subsets(case):
+def test_frozen_subsets(case, dtype):
     """Whatever is frozen, the other gradients are the same and the frozen ones are None."""
-    args, kwargs = build(case, torch.float64)
-    grad = torch.randn(args[0].shape, dtype=torch.float64)
+    args, kwargs = build(case, dtype)
+    grad = torch.randn(args[0].shape, dtype=dtype)
     _, *all_grads = run(case.operator, args, kwargs, grad)
     leaves = leaves_of(args, kwargs)
     for kept in range(len(leaves)):
