@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rows import sum_rows
+
 __all__ = ["NORMS", "normalize", "normalize_backward", "unit", "unit_backward"]
 
 NORMS = ("layer", "rms", "sphere", None)
@@ -69,10 +71,9 @@ def normalize_backward(
     """
     if norm is None:
         return grad if needs[0] else None, None, None
-    rows = tuple(range(x.dim() - 1))
     y, rstd = _standardize(x, norm, eps)
-    grad_weight = (grad * y).sum(rows) if needs[1] else None
-    grad_bias = grad.sum(rows) if needs[2] else None
+    grad_weight = sum_rows(grad * y) if needs[1] else None
+    grad_bias = sum_rows(grad) if needs[2] else None
     if not needs[0]:
         return None, grad_weight, grad_bias
     g = grad if weight is None else grad * weight

@@ -61,6 +61,14 @@ def test_ffn_step(activation, norm, placement):
     check("ffn_step", leaf(2, D), tensors, options)
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("hidden", [HIDDEN, 0])
+def test_ffn_step_of_one_token_without_other_dimensions(hidden, placement):
+    m = module("ffn_step")
+    tensors = m.Tensors(leaf(hidden, D), leaf(hidden), leaf(D, hidden), leaf(D), leaf(D), leaf(D), SEED)
+    check("ffn_step", leaf(D), tensors, m.Options("layer", 1e-3, "silu", 0.5, 1.5, placement, 0.2, 0.3, 0))
+
+
 ATTENTION = [
     dict(zip(("packed", "cross", "placement", "rotary", "masks"), case, strict=True))
     for case in itertools.product([True, False], [True, False], ["pre", "post"], [True, False], ["causal", "all"])
