@@ -80,7 +80,7 @@ class AttentionBackward {
     const bool heads_share = a.grad_keys_bias != nullptr || (a.grad_pairs_bias != nullptr && a.grad_strides[1] == 0);
     const int64_t per_sequence = heads_share ? a.kv_heads : 1, per_head = sequences_share ? s.count : 1;
     parallel(host, s.count / per_head * (a.kv_heads / per_sequence), [&](int64_t begin, int64_t end) {
-      BackwardScratch<WordT> scratch(host, call.q, call.kv);
+      BackwardScratch<WordT> scratch(host, call.q, call.kv, call.attention.see.has_given());
       const Buffer<float> blocks(host, 2 * a.head_dim * kPanel);
       for (int64_t unit = begin; unit < end; ++unit)
         for (int64_t i = 0; i < per_head; ++i)
@@ -105,10 +105,11 @@ class AttentionBackward {
     const Head<WordT> k = heads.k(sequence, kv_head), v = turned(heads.v(sequence, kv_head), false, static_cast<WordT*>(scratch.v));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       const Head<WordT> g = grad(sequence, head);
-      dots(g, static_cast<const W*>(a.saved_attended) + s.first * a.tokens / kPanel * call.channels() * kPanel,
-           call.channels(), head * a.head_dim, sequence * a.tokens, static_cast<float*>(scratch.delta));
+      if (a.keys > kMostKeys)
+        dots(g, static_cast<const W*>(a.saved_attended) + s.first * a.tokens / kPanel * call.channels() * kPanel,
+             call.channels(), head * a.head_dim, sequence * a.tokens, static_cast<float*>(scratch.delta));
       attend_backward(call.attention, batch, head, heads.q(sequence, head), k, v, g,
-                                a.saved_statistics + (batch * a.heads + head) * 2 * a.tokens, masks, scratch);
+                      a.saved_statistics + (batch * a.heads + head) * 2 * a.tokens, masks, scratch);
       for (int64_t token = 0; token < a.tokens; token += kPanel) {
         const int64_t count = smaller<int64_t>(kPanel, a.tokens - token);
         transpose_words(scratch.grad_q + token * padded, padded, count, a.head_dim, blocks, kPanel);
@@ -263,8 +264,8 @@ void backward_sequences(const Host& host, const Group<X, W>& group, float* scale
       const Buffer<float> scratch(host, kPanel * a.width);
       for (int64_t p = begin; p < end; ++p) {
         const int64_t row = first_row + p * kPanel;
-        input_backward(grad_n + p * a.width * kPanel, grad_total + p * kPanel * a.width, all.count(p), a.width, a.residual,
-                       a.norm, a.x + row * a.width, a.grad_x == nullptr ? nullptr : a.grad_x + row * a.width,
+        input_backward(grad_n + p * a.width * kPanel, a.grad + row * a.width, grad_total + p * kPanel * a.width,
+                       all.count(p), a.width, a.residual, a.norm, a.x + row * a.width, a.grad_x == nullptr ? nullptr : a.grad_x + row * a.width,
                        static_cast<float*>(scratch), group.sums(p));
       }
     });

@@ -1,8 +1,8 @@
-// Gradients of attention, one head of keys and the heads of queries that share it, in blocks of 64 queries by 64 keys
+// Gradients of attention, one head of keys and the heads of queries that share it, in blocks of 64 queries by 512 keys
 // that are computed again (Dao 2023, arXiv 2307.08691). Lanes are keys here: four of the five products then take and
 // give panels as they lie, and what belongs to a query is one number per row.
 //
-//   P[query][key] = 2^(S - max) / sum          delta[query] = sum_c dO[query][c] O[query][c]
+//   P[query][key] = e^(S - max) / sum          delta[query] = sum_c dO[query][c] O[query][c]
 //   dP = dO V^T      dS = P (drop(dP) - delta)      dV^T += dO^T drop(P)      dK^T += Q^T dS      dQ += dS K
 //
 // FLOP: 10 head_dim per query and key.
@@ -13,14 +13,8 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr int64_t kQueryBlock = 2 * kPanel;
-constexpr int kGroups = 2;  // panels of keys in a block
-
-// Whole numbers side by side.
-MACARON_INLINE VecI counting_from(int64_t start) {
-  VecI v;
-  for (int i = 0; i < kLanes; ++i) v[i] = int32_t(start) + i;
-  return v;
-}
+constexpr int64_t kMostKeys = 16 * kPanel;  // of a block: its weights and their gradients stay in the L2 cache
+constexpr int64_t kGroup = kQueryBlock * kPanel;  // words of a group: a block of queries by a panel of keys
 
 // Words [rows][lanes] to [lanes][rows].
 static inline void transpose_words(const float* in, int64_t from_row, int64_t rows, int64_t lanes, float* out,
@@ -67,7 +61,7 @@ static inline Head<Pair> turned(const Head<Pair>& head, bool by_token, Pair* out
         if (by_token) {
           VecU pair;
           std::memcpy(&pair, from + (c / 2 * at.width + t) * 2, sizeof pair);
-          if (t + kLanes > tokens) pair &= (VecU)(counting_from(t) < int32_t(tokens));
+          if (t + kLanes > tokens) pair &= (VecU)(counting() < int32_t(tokens - t));
           store_part(to + c * at.width + t, of_bits(pair << 16), at.width - t);
           if (second) store_part(to + (c + 1) * at.width + t, of_bits(pair & 0xffff0000u), at.width - t);
         } else {
@@ -86,28 +80,32 @@ struct BackwardScratch {
   using Element = typename Arithmetic<WordT>::Element;
   static constexpr bool kTurns = kElements<WordT> > 1;
 
-  Buffer<WordT> q, grad, v;     // pairs along the other dimension
-  Buffer<WordT> key_rows;
+  int64_t keys;                  // of a block
+  Buffer<WordT> q, grad, v;      // pairs along the other dimension
+  Buffer<WordT> key_rows, words;
   Buffer<float> rows;
-  Buffer<float> delta;          // [queries]
-  Buffer<float> grad_q;         // [queries][round_up(head_dim, kLanes)]
-  Buffer<float> grad_k, grad_v; // [blocks of kPanel keys][head_dim][kPanel]
-  alignas(64) float p[kGroups][kQueryBlock * kPanel];
-  alignas(64) float ds[kGroups][kQueryBlock * kPanel];
-  alignas(64) float masks[kQueryBlock * kPanel];
-  alignas(64) Pair words[kQueryBlock / 2 * kPanel];
-  alignas(64) bf16 elements[kGroups][kQueryBlock * kPanel];
+  Buffer<float> p, ds, masks;    // [panels of keys][kQueryBlock][kPanel]
+  Buffer<bf16> elements;         // the same, of ds
+  Buffer<float> delta;           // [queries]
+  Buffer<float> grad_q;          // [queries][round_up(head_dim, kLanes)]
+  Buffer<float> grad_k, grad_v;  // [panels of keys][head_dim][kPanel]
 
-  BackwardScratch(const Host& host, const HeadPanels& queries, const HeadPanels& keys)
-      : q(host, kTurns ? queries.words() + kSlack : 0),
+  BackwardScratch(const Host& host, const HeadPanels& queries, const HeadPanels& all_keys, bool masked)
+      : keys(smaller(kMostKeys, all_keys.blocks() * kPanel)),
+        q(host, kTurns ? queries.words() + kSlack : 0),
         grad(host, kTurns ? queries.words() + kSlack : 0),
-        v(host, kTurns ? keys.words() + kSlack : 0),
-        key_rows(host, kGroups * kPanel * round_up(keys.head_dim, kLanes)),
-        rows(host, kTurns ? (kPanel + 1) * round_up(keys.head_dim, 2 * kLanes) : 0),
+        v(host, kTurns ? all_keys.words() + kSlack : 0),
+        key_rows(host, keys * round_up(all_keys.head_dim, kLanes)),
+        words(host, kTurns ? kGroup / 2 : 0),
+        rows(host, kTurns ? (kPanel + 1) * round_up(all_keys.head_dim, 2 * kLanes) : 0),
+        p(host, keys / kPanel * kGroup),
+        ds(host, keys / kPanel * kGroup),
+        masks(host, masked ? keys / kPanel * kGroup : 0),
+        elements(host, kTurns ? keys / kPanel * kGroup : 0),
         delta(host, queries.tokens),
         grad_q(host, round_up(queries.tokens, kLanes) * round_up(queries.head_dim, kLanes)),
-        grad_k(host, keys.blocks() * keys.head_dim * kPanel),
-        grad_v(host, keys.blocks() * keys.head_dim * kPanel) {}
+        grad_k(host, all_keys.blocks() * all_keys.head_dim * kPanel),
+        grad_v(host, all_keys.blocks() * all_keys.head_dim * kPanel) {}
 };
 
 // What a call's backward pass adds to the gradients of learned masks.
@@ -126,39 +124,84 @@ struct MaskGradients {
   }
 };
 
-// Weights and the gradients of scores of a block of queries and at most kPanel keys, from scores and the gradients of
-// dropped weights, in place: p becomes drop(P), dp becomes dS. Lanes beyond the keys become 0.
+// Weights of a block of queries and keys, and the gradients of scores, in place, in groups: from scores p becomes
+// drop(P), from the gradients in that dp becomes dS = P (drop(dP) - delta). Lanes beyond the keys become 0. Where the
+// block has every key, delta is the sum of P drop(dP), so that the terms cancel as those of a softmax do; else it is
+// given.
 template <class X>
-static void weights_backward(const Attention<X>& a, int64_t batch, int64_t head, Range q, Range k, const float* shift,
-                             const float* factor, const float* delta, const float* masks, float* p, float* dp) {
-  const bool border = !a.see.whole(q, k);
-  const float scale = a.scale * kLog2E;
-  for (int64_t l = 0; l < k.end - k.begin; l += kLanes) {
-    const VecI key = counting_from(k.begin + l);
-    const VecI there = key < int32_t(k.end);
+struct WeightsBackward {
+  const Attention<X>& a;
+  int64_t batch, head;
+  Range q, k;
+  const float *shift, *factor, *delta;  // of all queries
+  const float* masks;                   // null: none given
+  float *p, *dp;
+
+  void operator()(bool every_key) const {
+    // Nearly all blocks are whole, and nothing in them is masked or dropped.
+    const bool plain = (k.end - k.begin) % kLanes == 0 && masks == nullptr && !a.drop && a.see.whole(q, k);
     for (int64_t i = 0; i < q.end - q.begin; ++i) {
-      const int64_t query = q.begin + i;
-      float *at_p = p + i * kPanel + l, *at_dp = dp + i * kPanel + l;
-      Vec s = load(at_p) * scale;
-      if (masks != nullptr) {
-        const Vec mask = load(masks + i * kPanel + l);
-        s = choose(mask == kNever, mask, s + mask * kLog2E);
-      }
-      VecI seen = there;
-      if (border) seen &= (key >= int32_t(a.see.lower(query))) & (key < int32_t(a.see.upper(query)));
-      s = choose(seen, s, broadcast(kNever));
-      Vec weight = exp2(s - shift[query]) * factor[query];
-      Vec grad = choose(there, load(at_dp), Vec{}), dropped = weight;
-      if (a.drop) {
-        const VecI kept = a.drop.kept(a.position(batch, head, query, k.begin + l));
-        dropped = a.drop.scaled(weight, kept);
-        grad = a.drop.scaled(grad, kept);
-      }
-      store(at_p, dropped);
-      store(at_dp, weight * (grad - delta[query]));
+      const float total = plain ? weights<true>(i) : weights<false>(i);
+      const float row_delta = every_key ? total : delta[q.begin + i];
+      plain ? scores<true>(i, row_delta) : scores<false>(i, row_delta);
     }
   }
-}
+
+ private:
+  static int64_t place(int64_t i, int64_t l) { return l / kPanel * kGroup + i * kPanel + l % kPanel; }
+
+  // p and dp of row i become the weights, negative where they are dropped, and drop(dP); returns the sum of P drop(dP).
+  template <bool plain>
+  float weights(int64_t i) const {
+    const int64_t query = q.begin + i;
+    const Vec row_shift = broadcast(shift[query]), row_factor = broadcast(factor[query]);
+    Vec products = {};
+    for (int64_t l = 0; l < k.end - k.begin; l += kLanes) {
+      const int64_t at = place(i, l);
+      Vec s = rounded(load(p + at) * a.scale), grad = load(dp + at);
+      if constexpr (!plain) {
+        s = masked(s, query, at, l);
+        grad = choose(counting() < int32_t(k.end - k.begin - l), grad, Vec{});
+      }
+      Vec weight = weight_of(s, row_shift) * row_factor;
+      if (!plain && a.drop) {
+        const VecI kept = a.drop.kept(a.position(batch, head, query, k.begin + l));
+        grad = a.drop.scaled(grad, kept);
+        products += weight * grad;
+        weight = choose(kept, weight, -weight);
+      } else {
+        products += weight * grad;
+      }
+      store(p + at, weight);
+      store(dp + at, grad);
+    }
+    return sum(products);
+  }
+
+  // And these become drop(P) and dS.
+  template <bool plain>
+  void scores(int64_t i, float row_delta) const {
+    for (int64_t l = 0; l < k.end - k.begin; l += kLanes) {
+      const int64_t at = place(i, l);
+      Vec weight = load(p + at);
+      if (!plain && a.drop) {
+        store(p + at, a.drop.scaled(weight, (VecI)bits_of(weight) >= 0));
+        weight = absolute(weight);
+      }
+      store(dp + at, weight * (load(dp + at) - row_delta));
+    }
+  }
+
+  Vec masked(Vec s, int64_t query, int64_t at, int64_t l) const {
+    if (masks != nullptr) {
+      const Vec mask = load(masks + at);
+      s = choose(mask == kNever, mask, s + mask);
+    }
+    const int64_t first = k.begin + l;
+    const int32_t lower = int32_t(a.see.lower(query) - first), upper = int32_t(smaller(a.see.upper(query), k.end) - first);
+    return choose((counting() >= lower) & (counting() < upper), s, broadcast(kNever));
+  }
+};
 
 // delta of all queries: `attended` are panels of all tokens, `token` the sequence's first one there, `feature` the
 // head's first channel of `features`.
@@ -170,20 +213,38 @@ static void dots(const Head<WordT>& grad, const W* attended, int64_t features, i
     const int64_t lane = (token + t) % kPanel;
     const int64_t count = smaller(smaller(smaller<int64_t>(kPanel - lane, kPanel - t % kPanel), at.tokens - t), int64_t(kLanes));
     const W* o = attended + ((token + t) / kPanel * features + feature) * kPanel + lane;
-    Vec total = {};
+    Vec sums[4] = {};  // as for the weights' sum
     for (int64_t c = 0; c < at.head_dim; c += kElements<WordT>) {
       const WordT* g = grad.lanes(t) + c / kElements<WordT> * at.width;
       if constexpr (kElements<WordT> == 1) {
-        total += load(g) * load_part(o + c * kPanel, count);
+        sums[c % 4] += load(g) * load_part(o + c * kPanel, count);
       } else {
         VecU pair;
         std::memcpy(&pair, g, sizeof pair);
-        total += of_bits(pair << 16) * load_part(o + c * kPanel, count);
-        if (c + 1 < at.head_dim) total += of_bits(pair & 0xffff0000u) * load_part(o + (c + 1) * kPanel, count);
+        sums[c % 4] += of_bits(pair << 16) * load_part(o + c * kPanel, count);
+        if (c + 1 < at.head_dim) sums[c % 4 + 1] += of_bits(pair & 0xffff0000u) * load_part(o + (c + 1) * kPanel, count);
       }
     }
+    const Vec total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     store_part(delta + t, total, count);
     t += count;
+  }
+}
+
+// sums [head_dim][kPanel] += the sum over queries of left[channel][query] right[query][key].
+template <class WordT>
+static void add_over_queries(const Head<WordT>& left, Range q, const float* right, int64_t lanes, WordT* words, float* sums) {
+  const int64_t width = left.at.width, whole = (q.end - q.begin) / width, rest = (q.end - q.begin) % width;
+  const WordT* b;
+  if constexpr (kElements<WordT> == 1) b = right;
+  else b = as_words(right, q.end - q.begin, lanes, words);
+  for (int64_t c = 0; c < left.at.head_dim; c += kRows) {
+    const int64_t rows = smaller<int64_t>(kRows, left.at.head_dim - c);
+    float* at = sums + c * kPanel;
+    if (whole > 0) tile_rows(rows, left.channels(q.begin, width, whole).rows_from(c), b, kPanel, lanes, at, kPanel, true);
+    if (rest > 0)
+      tile_rows(rows, left.channels(q.begin + whole * width, rest).rows_from(c),
+                b + whole * width / kElements<WordT> * kPanel, kPanel, lanes, at, kPanel, true);
   }
 }
 
@@ -202,70 +263,61 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
   const float *shift = statistics, *factor = statistics + a.see.queries, *delta = scratch.delta;
   for (int64_t i = 0; i < queries.at.tokens * padded; ++i) scratch.grad_q[i] = 0.f;
 
-  for (int64_t k0 = 0; k0 < keys.at.tokens; k0 += kGroups * kPanel) {
-    const Range block{k0, smaller(k0 + kGroups * kPanel, keys.at.tokens)};
-    const int groups = int(ceil_div(block.end - block.begin, kPanel));
-    Range group[kGroups];
-    for (int g = 0; g < groups; ++g) {
-      group[g] = {k0 + g * kPanel, smaller(k0 + (g + 1) * kPanel, block.end)};
-      rows_of_keys(keys.lanes(group[g].begin), keys.at.width, head_dim, group[g].end - group[g].begin,
-                   scratch.key_rows + g * (kPanel / step) * padded, static_cast<float*>(scratch.rows));
-    }
+  const bool given = a.see.has_given(), every_key = keys.at.tokens <= kMostKeys;
+  const int64_t width = queries.at.width;
+  for (int64_t k0 = 0; k0 < keys.at.tokens; k0 += kMostKeys) {
+    const Range block{k0, smaller(k0 + kMostKeys, keys.at.tokens)};
+    for (int64_t k = k0; k < block.end; k += kPanel)
+      rows_of_keys(keys.lanes(k), keys.at.width, head_dim, smaller<int64_t>(kPanel, block.end - k),
+                   scratch.key_rows + (k - k0) / step * padded, static_cast<float*>(scratch.rows));
     const Range all = a.see.queries_of(block.begin, block.end);
-    const int64_t width = queries.at.width;
     for (int64_t q0 = all.begin / width * width; q0 < all.end; q0 += kQueryBlock) {
-      const Range q{q0, smaller(q0 + kQueryBlock, all.end)};
-      const int64_t count = q.end - q.begin, whole = count / width, rest = count % width;
-      for (int g = 0; g < groups; ++g) {
-        const Range k = group[g];
-        const int64_t lanes = k.end - k.begin;
-        float *p = scratch.p[g], *ds = scratch.ds[g];
+      const Range q{q0, smaller(q0 + kQueryBlock, all.end)}, seen = a.see.keys_of(q.begin, q.end);
+      // Keys that one of these queries sees, from a whole panel on.
+      const Range k{larger(block.begin, seen.begin / kPanel * kPanel), smaller(block.end, seen.end)};
+      if (k.begin >= k.end) continue;
+      const int64_t count = q.end - q.begin, groups = ceil_div(k.end - k.begin, kPanel);
+      for (int64_t g = 0; g < groups; ++g) {
+        const Range of_group{k.begin + g * kPanel, smaller(k.begin + (g + 1) * kPanel, k.end)};
+        const int64_t key = of_group.begin, lanes = of_group.end - key;
+        float *p = scratch.p + g * kGroup, *ds = scratch.ds + g * kGroup;
         for (int64_t query = q.begin; query < q.end; query += width)
           for (int64_t r = 0; r < smaller(width, q.end - query); r += kRows) {
             const int64_t rows = smaller<int64_t>(kRows, smaller(width, q.end - query) - r);
             const int64_t at = (query - q0 + r) * kPanel;
-            tile_rows(rows, queries.rows(query + r), keys.lanes(k.begin), keys.at.width, lanes, p + at, kPanel, false);
-            tile_rows(rows, grad.rows(query + r), values.lanes(k.begin), values.at.width, lanes, ds + at, kPanel, false);
+            tile_rows(rows, queries.rows(query + r), keys.lanes(key), keys.at.width, lanes, p + at, kPanel, false);
+            tile_rows(rows, grad.rows(query + r), values.lanes(key), values.at.width, lanes, ds + at, kPanel, false);
           }
-        const bool given = a.see.has_given();
-        if (given) a.see.fill(batch, head, q, k, false, scratch.masks);
-        weights_backward(a, batch, head, q, k, shift, factor, delta, given ? scratch.masks : nullptr, p, ds);
-        if (mask_gradients) mask_gradients.add(batch, head, keys.at.tokens, q, k, ds);
-        float* const sums[2] = {scratch.grad_v + k.begin * head_dim, scratch.grad_k + k.begin * head_dim};
-        const Head<WordT>* const lefts[2] = {&grad_by_token, &q_by_token};
-        float* const rights[2] = {p, ds};
-        for (int which = 0; which < 2; ++which) {
-          const WordT* right;
-          if constexpr (step == 1) right = rights[which];
-          else right = as_words(rights[which], count, lanes, scratch.words);
-          for (int64_t c = 0; c < head_dim; c += kRows) {
-            const int64_t rows = smaller<int64_t>(kRows, head_dim - c);
-            if (whole > 0)
-              tile_rows(rows, lefts[which]->channels(q0, width, whole).rows_from(c), right, kPanel, lanes,
-                        sums[which] + c * kPanel, kPanel, true);
-            if (rest > 0)
-              tile_rows(rows, lefts[which]->channels(q0 + whole * width, rest).rows_from(c),
-                        right + whole * width / step * kPanel, kPanel, lanes, sums[which] + c * kPanel, kPanel, true);
-          }
-        }
+        if (given) a.see.fill(batch, head, q, of_group, false, scratch.masks + g * kGroup);
+      }
+      WeightsBackward<X>{a, batch, head, q, k, shift, factor, delta, given ? static_cast<float*>(scratch.masks) : nullptr,
+                         scratch.p, scratch.ds}(every_key);
+      for (int64_t g = 0; g < groups; ++g) {
+        const Range of_group{k.begin + g * kPanel, smaller(k.begin + (g + 1) * kPanel, k.end)};
+        const int64_t lanes = of_group.end - of_group.begin;
+        float *p = scratch.p + g * kGroup, *ds = scratch.ds + g * kGroup;
+        if (mask_gradients) mask_gradients.add(batch, head, keys.at.tokens, q, of_group, ds);
+        add_over_queries<WordT>(grad_by_token, q, p, lanes, scratch.words, scratch.grad_v + of_group.begin * head_dim);
+        add_over_queries<WordT>(q_by_token, q, ds, lanes, scratch.words, scratch.grad_k + of_group.begin * head_dim);
         if constexpr (step == 2)
-          for (int64_t i = 0; i < count * kPanel; i += kLanes) store(scratch.elements[g] + i, load(ds + i));
+          for (int64_t i = 0; i < count * kPanel; i += kLanes) store(scratch.elements + g * kGroup + i, load(ds + i));
       }
       const Element* left;
-      if constexpr (step == 1) left = scratch.ds[0];
-      else left = scratch.elements[0];
-      for (int64_t r = 0; r < count; r += kRows) {
-        const int64_t rows = smaller<int64_t>(kRows, count - r);
+      if constexpr (step == 1) left = scratch.ds;
+      else left = scratch.elements;
+      const WordT* right = scratch.key_rows + (k.begin - k0) / step * padded;
+      const int64_t whole = (k.end - k.begin) / kPanel, rest = (k.end - k.begin) % kPanel;
+      for (int64_t r = 0; r < count; r += kRows)
         for (int64_t c = 0; c < head_dim; c += kPanel) {
+          const int64_t rows = smaller<int64_t>(kRows, count - r), lanes = smaller<int64_t>(kPanel, padded - c);
           float* at = scratch.grad_q + (q0 + r) * padded + c;
-          const int64_t lanes = smaller<int64_t>(kPanel, padded - c);
-          for (int g = 0; g < groups; ++g) {
-            const Left<Element> a_rows{left + g * kQueryBlock * kPanel + r * kPanel, kPanel, step,
-                                       words_of<WordT>(group[g].end - group[g].begin)};
-            tile_rows(rows, a_rows, scratch.key_rows + g * (kPanel / step) * padded + c, padded, lanes, at, padded, true);
-          }
+          if (whole > 0)
+            tile_rows(rows, Left<Element>{left + r * kPanel, kPanel, step, kPanel / step, whole, kGroup}, right + c, padded,
+                      lanes, at, padded, true);
+          if (rest > 0)
+            tile_rows(rows, Left<Element>{left + whole * kGroup + r * kPanel, kPanel, step, words_of<WordT>(rest)},
+                      right + whole * kPanel / step * padded + c, padded, lanes, at, padded, true);
         }
-      }
     }
   }
 }

@@ -1,20 +1,20 @@
 // Attention of one block of queries of one head, in blocks of keys that stay in the L1 cache (Dao 2023,
 // arXiv 2307.08691). Lanes are queries, so that maxima and sums are lane by lane:
 //
-//   S^T[key][query] = sum_c K[key][c] Q^T[c][query]      P^T = 2^(S^T - max)      O^T[c][query] = sum_key V^T[c][key] P^T[key][query]
+//   S^T[key][query] = sum_c K[key][c] Q^T[c][query]      P^T = e^(S^T - max)      O^T[c][query] = sum_key V^T[c][key] P^T[key][query]
 //
 // FLOP: 4 head_dim per query and key; the exponential takes about 20 more instructions per vector of them.
 #pragma once
 
 #include "dropout.h"
-#include "exp2.h"
 #include "heads.h"
 #include "masks.h"
+#include "math.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr int64_t kKeyBlock = 4 * kPanel;  // scores of a block: 16 KiB
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2E = 1.44269504f;  // e^x = 2^(x log2(e))
 
 // What the heads of a call have in common.
 template <class X>
@@ -40,10 +40,10 @@ template <bool given, bool border>
 static Vec mask_scores(float* scores, const float* masks, int64_t keys, float scale, VecI lower, VecI upper, int64_t key,
                        Vec maximum) {
   for (int64_t j = 0; j < keys; ++j) {
-    Vec s = load(scores + j * kPanel) * scale;
+    Vec s = rounded(load(scores + j * kPanel) * scale);  // as the backward pass will find it
     if constexpr (given) {
       const Vec mask = load(masks + j * kPanel);
-      s = choose(mask == kNever, mask, s + mask * kLog2E);
+      s = choose(mask == kNever, mask, s + mask);
     }
     if constexpr (border) {
       const VecI at = VecI{} + int32_t(key + j);
@@ -55,15 +55,39 @@ static Vec mask_scores(float* scores, const float* masks, int64_t keys, float sc
   return maximum;
 }
 
-// Scores to weights 2^(s - shift), and their sum.
+// e^(score - shift) for what is not positive. The difference comes first: it is small where the weight is large, and so
+// is the error that the factor adds. 2^x within an ulp, closer than exp2.h: this error is most of a weight's.
+MACARON_INLINE Vec weight_of(Vec score, Vec shift) {
+  const Vec x = (score - shift) * kLog2E;
+  // Minimax fit of 2^r for |r| <= 1/2, relative error 2e-9, exact at 0.
+  const float c[] = {1.f, 0.69314718f, 0.24022648f, 0.055503324f, 0.0096184369f, 0.0013398875f, 1.5353362e-4f};
+#if defined(__AVX512F__)
+  const Vec r = (Vec)_mm512_maskz_reduce_ps(0xffff, (__m512)x, 0);  // x - round(x); 0 where x is infinite
+  return (Vec)_mm512_maskz_scalef_ps(0xffff, (__m512)polynomial(r, c), (__m512)(x - r));
+#else
+  const Vec t = at_least(x, broadcast(-150.f));
+  const Vec shifter = broadcast(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+  const Vec n = (t + shifter) - shifter, p = polynomial(t - n, c);
+  // In two steps, because 2^n alone leaves the exponent's range before the result does.
+  const Vec sane = choose(n == n, n, Vec{});  // the conversion of NaN to int is not defined
+  const Vec half = __builtin_convertvector(__builtin_convertvector(sane * 0.5f, VecI), Vec);
+  return p * power_of_two(half) * power_of_two(sane - half);
+#endif
+}
+
+// Scores to weights e^(s - shift), and their sum: four partial sums, whose rounding errors grow with their length.
 static inline Vec exponentials(float* scores, int64_t keys, Vec shift) {
-  Vec total = {};
-  for (int64_t j = 0; j < keys; ++j) {
-    const Vec p = exp2(load(scores + j * kPanel) - shift);
-    total += p;
+  auto next = [&](int64_t j) {
+    const Vec p = weight_of(load(scores + j * kPanel), shift);
     store(scores + j * kPanel, p);
-  }
-  return total;
+    return p;
+  };
+  Vec sums[4] = {};
+  int64_t j = 0;
+  for (; j + 4 <= keys; j += 4)
+    for (int i = 0; i < 4; ++i) sums[i] += next(j + i);
+  for (; j < keys; ++j) sums[0] += next(j);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 // Rows as words along the rows; for float they are that already.
@@ -87,12 +111,13 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
   const int64_t lanes = q.end - q.begin, head_dim = queries.at.head_dim, width = keys.at.width;
   const int vectors = int(ceil_div(lanes, kLanes));
   const Range k = a.see.keys_of(q.begin, q.end);
+  const bool bounded = !a.see.whole(q, k), given = a.see.has_given();
   Vec maximum[kVectors], total[kVectors];
-  VecI lower[kVectors], upper[kVectors];
+  VecI lower[kVectors] = {}, upper[kVectors] = {};
   for (int v = 0; v < vectors; ++v) {
     maximum[v] = broadcast(kNever);
     total[v] = Vec{};
-    for (int i = 0; i < kLanes; ++i) {
+    for (int i = 0; i < kLanes && bounded; ++i) {
       const int64_t query = smaller(q.begin + v * kLanes + i, q.end - 1);
       lower[v][i] = int32_t(a.see.lower(query));
       upper[v][i] = int32_t(a.see.upper(query));
@@ -106,7 +131,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       for (int64_t r = 0; r < smaller(width, block.end - key); r += kRows)
         tile_rows(smaller<int64_t>(kRows, smaller(width, block.end - key) - r), keys.rows(key + r), queries.lanes(q.begin),
                   queries.at.width, lanes, scratch.scores + (key - k0 + r) * kPanel, kPanel, false);
-    const bool given = a.see.has_given(), border = !a.see.whole(q, block);
+    const bool border = bounded && !a.see.whole(q, block);
     if (given) a.see.fill(batch, head, q, block, true, scratch.masks);
     for (int v = 0; v < vectors; ++v) {
       float* scores = scratch.scores + v * kLanes;
@@ -114,12 +139,12 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       const auto mask = given ? (border ? mask_scores<true, true> : mask_scores<true, false>)
                               : (border ? mask_scores<false, true> : mask_scores<false, false>);
       const Vec before = maximum[v];
-      maximum[v] = mask(scores, masks, count, a.scale * kLog2E, lower[v], upper[v], k0, before);
-      // Where every key is blocked so far the maximum is -inf, and 2^(-inf - 0) is the 0 that is wanted.
+      maximum[v] = mask(scores, masks, count, a.scale, lower[v], upper[v], k0, before);
+      // Where every key is blocked so far the maximum is -inf, and e^(-inf - 0) is the 0 that is wanted.
       const Vec shift = choose(maximum[v] == kNever, Vec{}, maximum[v]);
       const Vec sum = exponentials(scores, count, shift);
       if (!first) {
-        const Vec fade = exp2(before - shift);
+        const Vec fade = weight_of(before, shift);
         total[v] = total[v] * fade + sum;
         for (int64_t c = 0; c < head_dim; ++c) {
           float* at = out + c * kPanel + v * kLanes;

@@ -52,7 +52,7 @@ struct Visibility {
     const int64_t end = last == nullptr ? keys : last[query];
     return causal ? smaller(end, query + 1) : end;
   }
-  // Both bounds never fall from one query to the next.
+  // Neither bound falls from one query to the next.
   Range keys_of(int64_t begin, int64_t end) const { return {lower(begin), upper(end - 1)}; }
   // The queries that see any of the keys begin ... end, perhaps with some that do not.
   Range queries_of(int64_t begin, int64_t end) const {

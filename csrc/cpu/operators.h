@@ -143,7 +143,7 @@ struct AttendStep {
   // forward writes, backward reads where it is there
   void *saved_q, *saved_k, *saved_v;  // projections in panels of heads (heads.h)
   W* saved_attended;        // in panels: (ceil(B T / 32), heads head_dim, 32)
-  float* saved_statistics;  // (B, heads, 2, T): weights are exp2(scores - first) * second
+  float* saved_statistics;  // (B, heads, 2, T): weights are exp(scores - first) * second
   X* saved_total;           // post placement: the sum before its normalisation (B, T, width)
   // forward only
   X* y;  // (B, T, width)

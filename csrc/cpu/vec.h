@@ -40,6 +40,20 @@ MACARON_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * 
 
 MACARON_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x - 0 is x for every x; x + 0 is not (-0)
 MACARON_INLINE VecU broadcast_bits(uint32_t x) { return x - VecU{}; }
+// x, a product, rounded to float: keeps the compiler from fusing it with the sum that it goes into.
+MACARON_INLINE Vec rounded(Vec x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+template <size_t... j>
+MACARON_INLINE VecI counting_of(IndexSequence<j...>) { return VecI{int32_t(j)...}; }
+MACARON_INLINE VecI counting() { return counting_of(MakeIndexSequence<kLanes>{}); }  // 0, 1, 2, ...
 MACARON_INLINE VecU bits_of(Vec x) { return (VecU)x; }
 MACARON_INLINE Vec of_bits(VecU x) { return (Vec)x; }
 MACARON_INLINE Vec choose(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
@@ -51,10 +65,13 @@ MACARON_INLINE Vec with_sign_of(Vec magnitude, Vec sign) {
   return of_bits((bits_of(magnitude) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
 }
 
-MACARON_INLINE float sum(Vec x) {
-  float s = 0.f;
-  for (int i = 0; i < kLanes; ++i) s += x[i];
-  return s;
+template <int apart, size_t... j>
+MACARON_INLINE Vec swapped(Vec x, IndexSequence<j...>) { return __builtin_shufflevector(x, x, int(j) ^ apart...); }
+template <int apart = kLanes / 2>
+MACARON_INLINE float sum(Vec x) {  // pairwise
+  x += swapped<apart>(x, MakeIndexSequence<kLanes>{});
+  if constexpr (apart > 1) return sum<apart / 2>(x);
+  else return x[0];
 }
 MACARON_INLINE float largest(Vec x) {
   float s = x[0];
