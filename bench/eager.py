@@ -12,7 +12,9 @@ state_dict loads into every implementation of a scheme.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +68,33 @@ def normalize_step(x: Tensor, u: Tensor, *, step: float) -> Tensor:
 
 
 def sphere_attend_step(x: Tensor, *, step: float, beta: float) -> Tensor:
-    """u_i = sum_j softmax_j(beta <x_i, x_j>) x_j, then normalize_step; x (B, n, d)."""
-    heads = x.unsqueeze(1)
-    return normalize_step(x, F.scaled_dot_product_attention(heads, heads, heads, scale=beta).squeeze(1), step=step)
+    """u_i = sum_j softmax_j(beta <x_i, x_j>) x_j, then normalize_step; x (B, n, d). Stores n x n weights."""
+    return normalize_step(x, torch.softmax((beta * x) @ x.mT, dim=-1) @ x, step=step)
+
+
+def sphere_attend_step_sdpa(x: Tensor, *, step: float, beta: float, others: Tensor | None = None) -> Tensor:
+    """The same by `scaled_dot_product_attention`, whose kernels for large n store no weights. `others`, x by default,
+    are the particles that x is drawn to."""
+    heads, all_heads = x.unsqueeze(1), (x if others is None else others).unsqueeze(1)
+    u = F.scaled_dot_product_attention(heads, all_heads, all_heads, scale=beta).squeeze(1)
+    return normalize_step(x, u, step=step)
+
+
+def sphere_attend_step_keops(x: Tensor, *, step: float, beta: float) -> Tensor:
+    """The same by pykeops, which compiles the sum over j the first time (half a minute) and keeps it on disk."""
+    LazyTensor = _lazy_tensor()
+    here, others = LazyTensor((beta * x).unsqueeze(2)), LazyTensor(x.unsqueeze(1))
+    return normalize_step(x, (here | others).sumsoftmaxweight(others, axis=2), step=step)
+
+
+@cache
+def _lazy_tensor() -> type:
+    """pykeops' LazyTensor. Where its OpenMP is not torch's, it reads how many threads to start when it is loaded."""
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    os.environ.setdefault("KEOPS_VERBOSE", "0")
+    from pykeops.torch import LazyTensor
+
+    return LazyTensor
 
 
 class EagerLieTrotterLayer(nn.Module):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+_DISTRIBUTIONS = ("torch", "triton", "numpy", "transformers", "pykeops", "macaron_ops")
+
 
 def record(device: torch.device) -> dict[str, object]:
     """Everything about this process and machine that can change a time, ready for JSON. No host name, no path."""
@@ -21,7 +23,7 @@ def record(device: torch.device) -> dict[str, object]:
         "cores": os.cpu_count(),
         "load_average": load_average(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "triton", "numpy", "transformers", "macaron_ops")},
+        "versions": {name: version(name) for name in _DISTRIBUTIONS},
         "commit": commit(),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "backends": _backends(),
@@ -108,10 +110,15 @@ def _nvidia_smi(device: torch.device) -> dict[str, object]:
 
 
 def _backends() -> dict[str, str]:
-    """Each backend of macaron_ops: 'usable', or why it is not."""
+    """Each backend of macaron_ops: 'usable', the native one with its instruction set, or why it is not."""
     import macaron_ops
+    from macaron_ops import native
 
-    return {name: "usable" if status.usable else status.reason for name, status in macaron_ops.backends().items()}
+    usable = {"native": f"usable, {native.cpu_isa()}"}
+    return {
+        name: usable.get(name, "usable") if status.usable else status.reason
+        for name, status in macaron_ops.backends().items()
+    }
 
 
 def _run(command: list[str]) -> str:

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .options import Options
+
 EAGER = "eager"
 COMPILED = "torch.compile"
 PRODUCTS = "bare products"
+SDPA = "scaled_dot_product_attention"
+KEOPS = "pykeops"
 BEFORE, AFTER = "transformers", "replace_layers"
-AUTO = "auto"
+AUTO, REFERENCE = "auto", "reference"
 OURS = "macaron_ops"  # "macaron_ops native": the backend's name follows
 
 
@@ -49,6 +53,7 @@ class Group:
     names: tuple[str, ...]
     build: Callable[[Sequence[str]], Iterable[Variant]]
     extra: dict[str, object] = field(default_factory=dict)
+    min_rounds: int | None = None  # instead of the budget's, where a call takes seconds
 
     def words(self, name: str) -> tuple[str, ...]:
         """What a filter sees of one measurement."""
@@ -75,12 +80,22 @@ def gradients(forward: Callable[[], Tensor], wrt: Sequence[Tensor], grad: Tensor
     return Ready(call, forward)
 
 
-def backend_names() -> tuple[str, ...]:
-    """The backends of macaron_ops that can run here; with more than one also AUTO, each operator on its best."""
-    import macaron_ops
+def backend_names(options: Options) -> tuple[str, ...]:
+    """The backends of macaron_ops to measure: those asked for, else those that can run on the device.
 
-    usable = tuple(name for name, status in macaron_ops.backends().items() if status.usable)
-    return (AUTO, *usable) if len(usable) > 1 else usable
+    Where more than one is fused, AUTO is among them: each operator on its best. The reference is plain PyTorch and
+    slow; a quick run has it only where there is nothing else.
+    """
+    from macaron_ops.ops import dispatch
+
+    if options.backends:
+        return options.backends
+    device = options.device.type
+    usable = [row.name for row in dispatch.BACKENDS if dispatch.UNUSABLE[row.name] is None]
+    here = [row.name for row in dispatch.BACKENDS if row.name in usable and device in (row.devices or (device,))]
+    fused = [name for name in here if name != REFERENCE]
+    names = [AUTO, *fused] if len(fused) > 1 else fused
+    return tuple(names if fused and options.effort == "quick" else [*names, REFERENCE])
 
 
 def on_backend(name: str, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:

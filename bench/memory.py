@@ -1,62 +1,126 @@
-"""How much memory one call takes, in bytes of torch's allocator above the level before the call.
+"""How much memory one call takes, in bytes above the level before the call.
 
-`peak_bytes` is the high-water mark: the output, the gradients, what is saved for the backward, and every temporary
-tensor alive at the worst moment. `kept_bytes` is what the forward leaves behind for the backward, its output included.
-On CUDA both come from the allocator's statistics, on the CPU from the allocator's events that torch.profiler records:
-the same definition. Parameters and inputs exist before the call and do not count; memory that a kernel library takes
-for itself outside torch's allocator (a GEMM's packing buffers) is not seen on either device.
+    peak_bytes         the high-water mark: the output, the gradients, what is saved for the backward, and every
+                       temporary alive at the worst moment
+    activation_bytes   the same without what the call returns (its output and gradients): what a training step needs
+                       beyond its parameters, gradients and the layer's own output; null on CUDA
+    kept_bytes         what the forward leaves behind for the backward, its output included; null for a forward alone
+
+On CUDA they come from the allocator's statistics, on the CPU from the allocator's events that torch.profiler records.
+The native kernels of macaron_ops have scratch memory of their own, outside torch's allocator: its high-water mark,
+which the library tells, is added. The two need not peak at the same moment, so the sum is an upper bound. Between
+calls the library keeps up to 64 MiB of scratch for the next one; nothing counts as taken while it waits.
+
+Parameters and inputs exist before the call and do not count. Memory that another library takes for itself outside
+torch's allocator (a GEMM's packing buffers) is not seen on either device.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch._C._profiler import _EventType
 
-CPU_METHOD = "torch.profiler's CPU allocator events"
+CPU_METHOD = "torch.profiler's CPU allocator events + high-water mark of the native kernels' scratch memory"
 CUDA_METHOD = "CUDA caching allocator statistics"
 
-
-def method(device: torch.device) -> str:
-    return CUDA_METHOD if device.type == "cuda" else CPU_METHOD
+Call = Callable[[], object]
 
 
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """High-water mark of one call."""
-    return _levels(call, device)[0]
+@dataclass(frozen=True)
+class Levels:
+    """While a call ran and its result lived: the highest, the highest of what did not outlive it, the last."""
+
+    peak: int
+    passing: int | None
+    final: int
 
 
-def kept_bytes(forward: Callable[[], object], device: torch.device) -> int:
+def weigh(call: Call, forward: Call | None, device: torch.device) -> dict[str, object]:
+    """A row's `memory`. `forward` returns an output whose graph is still alive."""
+    levels = _levels(call, device)
+    return {
+        "peak_bytes": levels.peak,
+        "activation_bytes": levels.passing,
+        "kept_bytes": kept_bytes(forward, device) if forward else None,
+        "method": CUDA_METHOD if device.type == "cuda" else CPU_METHOD,
+    }
+
+
+def kept_bytes(forward: Call, device: torch.device) -> int:
     """Level after a forward whose output, and through it the autograd graph, is still alive."""
-    return _levels(forward, device)[1]
+    return _levels(forward, device).final
 
 
-def _levels(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
-    """(highest, final) level while `call` runs and its result lives."""
-    gc.collect()
-    return _cuda_levels(call, device) if device.type == "cuda" else _cpu_levels(call)
+def _levels(call: Call, device: torch.device) -> Levels:
+    collecting = gc.isenabled()
+    gc.disable()  # what older calls left behind must not be given back while this one runs
+    try:
+        return _cuda_levels(call, device) if device.type == "cuda" else _cpu_levels(call)
+    finally:
+        if collecting:
+            gc.enable()
 
 
-def _cuda_levels(call: Callable[[], object], device: torch.device) -> tuple[int, int]:
+def _cuda_levels(call: Call, device: torch.device) -> Levels:
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     result = call()
     torch.cuda.synchronize(device)
-    levels = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
+    levels = Levels(
+        torch.cuda.max_memory_allocated(device) - before, None, torch.cuda.memory_allocated(device) - before
+    )
     del result
     return levels
 
 
-def _cpu_levels(call: Callable[[], object]) -> tuple[int, int]:
+def _cpu_levels(call: Call) -> Levels:
+    _scratch_peak()  # starts its mark anew
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         result = call()
-    highest = level = 0
-    allocations = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(allocations, key=lambda event: event.start_ns()):
-        level += event.nbytes()
-        highest = max(highest, level)
+    scratch = _scratch_peak()
+    events = profiler.profiler.kineto_results.experimental_event_tree()
+    blocks = sorted(_allocations(events), key=lambda block: block[0])
+    staying = _staying(blocks)
+    level = passing = 0
+    levels, passings = [0], [0]
+    for index, (_, _, size) in enumerate(blocks):
+        level += size
+        levels.append(level)
+        passing += 0 if index in staying else size
+        passings.append(passing)
     del result
-    return highest, level
+    return Levels(max(levels) + scratch, max(passings) + scratch, level)
+
+
+Allocation = tuple[int, int, int]  # (nanoseconds, address, bytes; fewer than none where it is given back)
+
+
+def _allocations(events: Iterable) -> Iterator[Allocation]:
+    for event in events:
+        if event.tag == _EventType.Allocation:
+            yield event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size
+        yield from _allocations(event.children)
+
+
+def _staying(blocks: Sequence[Allocation]) -> set[int]:
+    """Which of them were never given back."""
+    live = {}
+    for index, (_, address, size) in enumerate(blocks):
+        if size > 0:
+            live[address] = index
+        else:
+            live.pop(address, None)
+    return set(live.values())
+
+
+def _scratch_peak() -> int:
+    """The most bytes of scratch memory in use at a time since this was last asked; 0 without native kernels."""
+    from macaron_ops import native
+
+    return torch.ops.macaron_ops_cpu.scratch_peak() if native.library() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -27,7 +27,8 @@ _BUDGETS = {
 
 @dataclass(frozen=True)
 class Options:
-    """`effort` is quick, normal or full; `filters` are substrings or globs of which a measurement must match one."""
+    """`effort` is quick, normal or full; `filters` are substrings or globs of which a measurement must match one;
+    `backends` of macaron_ops are measured, by default those that group.backend_names chooses."""
 
     device: torch.device = torch.device("cpu")
     effort: str = "normal"
@@ -35,7 +36,7 @@ class Options:
     filters: tuple[str, ...] = ()
     seed: int = 0
     compile: bool = True
-    subjects: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...] = ()
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -60,5 +61,6 @@ class Options:
             "filters": list(self.filters),
             "seed": self.seed,
             "compile": self.compile,
+            "backends": list(self.backends),
             "budget": vars(self.budget),
         }

@@ -50,7 +50,7 @@ MEASURED_FIELDS = {
     "flops": ((int, type(None)), "useful operations in one call, bench.flops; null where the limit is memory"),
     "flops_per_s": ((int, float, type(None)), "flops / median time"),
     "share_of_gemm": ((int, float, type(None)), "flops_per_s / the GEMM rate measured in this run, same dtype"),
-    "memory": ((dict, type(None)), "peak_bytes, kept_bytes (null for a forward), method: bench.memory"),
+    "memory": ((dict, type(None)), "peak_bytes, activation_bytes, kept_bytes, method: bench.memory"),
     "speedup": ((dict, type(None)), "over: the denominator; median, p20, p80 of its time / this time, by round"),
     "check": ((dict, type(None)), "the tensor nearest to its tolerance: bench.correctness"),
     "extra": (dict, "what only this suite tells"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +40,15 @@ class Job:
     def seconds(self, options: Options) -> float:
         """A guess at its wall time."""
         call = (self.group.flops or 0) / _FLOPS_PER_SECOND[options.device.type]
-        timing = max(options.budget.seconds, options.budget.min_rounds * call)
+        timing = max(options.budget.seconds, budget(self.group, options).min_rounds * call)
         compiled = sum(COMPILED in name for name in self.names)
         return len(self.names) * (_CALLS_BEFORE_TIMING * call + timing) + compiled * _COMPILE_SECONDS
+
+
+def budget(group: Group, options: Options) -> timing.Budget:
+    """How long to look at a group."""
+    fewest = min(group.min_rounds or options.budget.min_rounds, options.budget.min_rounds)
+    return dataclasses.replace(options.budget, min_rounds=fewest)
 
 
 class NothingMatches(ValueError):
@@ -64,11 +71,15 @@ def select(groups: Sequence[Group], options: Options) -> list[Job]:
 def run(jobs: Sequence[Job], options: Options, results: Results, progress: Progress) -> None:
     """Runs the jobs in order; each one's rows are in the results file when the next begins."""
     ceilings = results.document["ceilings"]
-    for job in jobs:
-        progress.group(job.group, job.names)
-        rows = run_group(job, options, ceilings, progress)
-        results.add(rows)
-        progress.done(job.group, rows)
+    gc.freeze()  # else each collection between groups goes through all that is imported
+    try:
+        for job in jobs:
+            progress.group(job.group, job.names)
+            rows = run_group(job, options, ceilings, progress)
+            results.add(rows)
+            progress.done(job.group, rows)
+    finally:
+        gc.unfreeze()
 
 
 def set_shares(rows: Sequence[Row], ceilings: dict[str, object]) -> None:
@@ -95,7 +106,7 @@ def run_group(job: Job, options: Options, ceilings: dict[str, object], progress:
             timings = timing.measure(
                 calls | replays,
                 timing.clock_for(device),
-                options.budget,
+                budget(group, options),
                 lambda share: progress.step("timing", 0.5 + 0.5 * share),
             )
             for name in calls:
@@ -124,7 +135,7 @@ def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
         found = ready.call()
         row["check"] = variant.check(found) if variant.check else None
         del found
-        row["memory"] = _weigh(ready, device) if variant.measures_memory else None
+        row["memory"] = memory.weigh(ready.call, ready.forward, device) if variant.measures_memory else None
     except WrongResult as error:
         row |= {"status": "wrong", "reason": str(error)}
     except BackendError as error:
@@ -134,14 +145,6 @@ def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
     else:
         return ready
     return None
-
-
-def _weigh(ready: Ready, device: torch.device) -> dict[str, object]:
-    return {
-        "peak_bytes": memory.peak_bytes(ready.call, device),
-        "kept_bytes": memory.kept_bytes(ready.forward, device) if ready.forward else None,
-        "method": memory.method(device),
-    }
 
 
 def _replays(calls: dict[str, timing.Call], rows: dict[str, Row], device: torch.device) -> dict[str, timing.Call]:

@@ -123,7 +123,8 @@ def _notes(options: Options) -> list[str]:
         compiled = ", ".join(suites.layers.QUICK_COMPILES)
         notes.append(
             f"A quick run has the smallest batches, {' and '.join(options.dtypes)} alone, half a second for each "
-            f"variant, torch.compile at {compiled} alone and no lean layers; leave --quick out for the rest."
+            f"variant, torch.compile at {compiled} alone, operators at few presets and macaron_ops without its "
+            "reference backend where it has another; leave --quick out for the rest."
         )
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")

@@ -62,9 +62,8 @@ def variant_names(preset: Preset, direction: str, options: Options) -> tuple[str
     implementations = [EAGER]
     if options.compile and (options.effort != "quick" or preset.name in QUICK_COMPILES):
         implementations.append(COMPILED)
-    implementations += [f"{OURS} {backend}" for backend in backend_names()]
-    if direction == "forward+backward" and options.effort != "quick":
-        implementations += [f"{OURS} {backend} lean" for backend in backend_names()]
+    ours = [f"{OURS} {backend}" for backend in backend_names(options)]
+    implementations += [*ours, *(f"{name} lean" for name in ours)] if direction == "forward+backward" else ours
     return *(f"{implementation} {scheme}" for implementation in implementations for scheme in SCHEMES), PRODUCTS
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import corpus, flops
 from ..correctness import WrongResult
-from ..group import AFTER, BEFORE, COMPILED, Group, Ready, Variant
+from ..group import AFTER, AUTO, BEFORE, COMPILED, REFERENCE, Group, Ready, Variant, backend_names, on_backend
 from ..options import DTYPES, Options
 
 NAME = "MiniLM-L6"
@@ -122,10 +122,16 @@ def _group(count: int, batch: int, dtype: str, options: Options) -> Group:
         tokens=work.real_tokens,
         flops=config.num_hidden_layers * sum(layer),
         denominator=BEFORE,
-        names=(BEFORE, *compiled, AFTER),
+        names=(BEFORE, *compiled, AFTER, *(f"{AFTER} {name}" for name in _by_name(options))),
         build=partial(_build, work, DTYPES[dtype], options),
         extra={"sentences": count, "model": "all-MiniLM-L6-v2", "text": "pydoc_data.topics"},
     )
+
+
+def _by_name(options: Options) -> tuple[str, ...]:
+    """Backends to run every operator on; AFTER alone leaves the choice to macaron_ops, as people do."""
+    names = backend_names(options)
+    return options.backends or tuple(name for name in names if name == REFERENCE and len(names) > 1)
 
 
 def _build(work: Workload, dtype: torch.dtype, options: Options, names: Sequence[str]) -> Iterable[Variant]:
@@ -157,11 +163,14 @@ def _build(work: Workload, dtype: torch.dtype, options: Options, names: Sequence
 
     def prepare(name: str) -> Ready:
         model = copy.deepcopy(before)
-        if name == AFTER:
+        backend = AUTO
+        if name.startswith(AFTER):
             macaron_ops.replace_layers(model)
+            backend = name.removeprefix(AFTER).strip() or AUTO
         elif name != BEFORE:
             model = torch.compile(model, dynamic=True)
-        return Ready(lambda: (embed(model, batches),))
+        run = on_backend(backend, lambda: embed(model, batches))
+        return Ready(lambda: (run(),))
 
     for name in names:
         yield Variant(name, partial(prepare, name), check)

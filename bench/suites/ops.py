@@ -2,12 +2,17 @@
 
 ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer;
 normalize_step and sphere_attend_step move particles on the unit sphere.
+
+Particles in three dimensions are float32 unless another dtype is asked for, and have more denominators: eager with its
+n x n matrix, `scaled_dot_product_attention`, and pykeops where it is installed. Eight times as many, too many for the
+matrix, are measured alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -16,21 +21,44 @@ from torch import Tensor
 
 from .. import eager, flops, products
 from ..correctness import Yardstick
-from ..group import COMPILED, EAGER, OURS, PRODUCTS, Group, Ready, Variant, backend_names, gradients, on_backend
+from ..group import (
+    COMPILED,
+    EAGER,
+    KEOPS,
+    OURS,
+    PRODUCTS,
+    REFERENCE,
+    SDPA,
+    Group,
+    Ready,
+    Variant,
+    backend_names,
+    gradients,
+    on_backend,
+)
 from ..options import DTYPES, Options
 from ..presets import PRESETS, Preset
 
+# ffn_step, the most of a layer's arithmetic, is measured at every preset; a quick run looks at one.
 QUICK_PRESETS = ("wmt-base",)
 NORMAL_PRESETS = ("wmt-base", "bert-base", "conformer-m")
 
 _PARTICLES = {"cpu": {"quick": (4, 512, 64), "normal": (4, 1024, 64), "full": (8, 2048, 64)}}
 _PARTICLES["cuda"] = {"quick": (16, 1024, 64), "normal": (16, 4096, 64), "full": (16, 8192, 128)}
+_IN_SPACE = {"cpu": {"quick": 4096, "normal": 16384, "full": 16384}}
+_IN_SPACE["cuda"] = {"quick": 8192, "normal": 16384, "full": 32768}
+_MANY = 8  # times as many as in space
+_CHECKED = 256  # of the many
 _STEP, _BETA = 0.1, 4.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operator at one shape: `shapes` of its tensors, its two forms, its products and useful operations."""
+    """An operator at one shape: its tensors, its two forms, its products and useful operations.
+
+    `rivals` are further forms that are not ours, `exact` the eager form that computes the truth, where another one
+    would take too much memory. `alone`: too large for eager forms and the reference; the first particles are checked.
+    """
 
     subject: str
     shape: dict[str, object]
@@ -40,27 +68,39 @@ class Case:
     products: list[products.Shape]
     flops: int | None
     on_sphere: bool = False
+    rivals: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    exact: Callable[..., Tensor] | None = None
+    alone: bool = False
+    min_rounds: int | None = None
+    dtypes: tuple[str, ...] = tuple(DTYPES)
 
 
 def groups(options: Options) -> list[Group]:
-    return [
+    found = [
         _group(case, dtype, direction, options)
         for case in cases(options)
         for dtype in options.dtypes
-        for direction in flops.PASSES
+        if dtype in case.dtypes or options.dtype_names
+        for direction in (flops.PASSES if not case.alone else ("forward",))
     ]
+    return [group for group in found if group.names]
 
 
 def cases(options: Options) -> list[Case]:
-    names = {"quick": QUICK_PRESETS, "normal": NORMAL_PRESETS, "full": tuple(PRESETS)}[options.effort]
-    chosen = [PRESETS[name] for name in names]
-    size = [preset.size(options.device.type, options.effort) for preset in chosen]
-    return [
-        *(ffn_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
-        *(attend_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
-        *(normalize_case(preset, *at) for preset, at in zip(chosen, size, strict=True)),
-        sphere_case(*_PARTICLES[options.device.type][options.effort]),
+    device, effort = options.device.type, options.effort
+    names = {"quick": QUICK_PRESETS, "normal": NORMAL_PRESETS, "full": tuple(PRESETS)}[effort]
+    some = [PRESETS[name] for name in names]
+    every = some if effort == "quick" else PRESETS.values()
+    found = [
+        *(ffn_case(preset, *preset.size(device, effort)) for preset in every),
+        *(attend_case(preset, *preset.size(device, effort)) for preset in some),
+        *(normalize_case(preset, *preset.size(device, effort)) for preset in some),
+        sphere_case(*_PARTICLES[device][effort]),
+        space_case(_IN_SPACE[device][effort]),
     ]
+    if effort != "quick":
+        found.append(many_case(_MANY * _IN_SPACE[device][effort]))
+    return found
 
 
 def ffn_case(preset: Preset, batch: int, length: int) -> Case:
@@ -128,8 +168,9 @@ def normalize_case(preset: Preset, batch: int, length: int) -> Case:
 def sphere_case(batch: int, particles: int, dimension: int) -> Case:
     import macaron_ops
 
+    by_sdpa = partial(eager.sphere_attend_step_sdpa, step=_STEP, beta=_BETA)
     return Case(
-        "sphere_attend_step",
+        f"sphere_attend_step D={dimension}",
         {"batch": batch, "particles": particles, "dimension": dimension, "beta": _BETA},
         {"x": (batch, particles, dimension)},
         partial(eager.sphere_attend_step, step=_STEP, beta=_BETA),
@@ -137,12 +178,31 @@ def sphere_case(batch: int, particles: int, dimension: int) -> Case:
         products.attention_shapes(batch, 1, particles, dimension),
         4 * batch * particles * particles * dimension,
         on_sphere=True,
+        rivals={SDPA: by_sdpa},
+        exact=by_sdpa,
     )
+
+
+def space_case(particles: int) -> Case:
+    """Particles in space. No products: at D=3 those are hardly any of the work."""
+    case = sphere_case(1, particles, 3)
+    by_keops = partial(eager.sphere_attend_step_keops, step=_STEP, beta=_BETA)
+    keops = {KEOPS: by_keops} if importlib.util.find_spec("pykeops") else {}
+    return replace(case, products=[], rivals=case.rivals | keops, min_rounds=5, dtypes=("float32",))
+
+
+def many_case(particles: int) -> Case:
+    """As many as only a form in linear memory can do."""
+    case = sphere_case(1, particles, 3)
+    subject = f"{case.subject}, {particles:,} particles"
+    return replace(case, subject=subject, products=[], rivals={}, alone=True, min_rounds=3, dtypes=("float32",))
 
 
 def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
     x = case.tensors["x"]
     compiled = (COMPILED,) if options.compile and options.effort != "quick" else ()
+    theirs = () if case.alone else (EAGER, *compiled, *case.rivals)
+    ours = (f"{OURS} {name}" for name in backend_names(options) if not case.alone or name != REFERENCE)
     bare = (PRODUCTS,) if case.products else ()
     return Group(
         suite="ops",
@@ -153,8 +213,9 @@ def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
         tokens=x[0] * x[1],
         flops=case.flops and flops.of_pass(case.flops, direction),
         denominator=EAGER,
-        names=(EAGER, *compiled, *(f"{OURS} {backend}" for backend in backend_names()), *bare),
+        names=(*theirs, *ours, *bare),
         build=partial(_build, case, DTYPES[dtype], direction, options),
+        min_rounds=case.min_rounds,
     )
 
 
@@ -185,18 +246,24 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
     @cache
     def yardstick() -> Yardstick:
         exact = {name: tensor.detach().double().requires_grad_(backward) for name, tensor in inputs.items()}
-        truths = ready(case.eager, exact).call()
+        if case.alone:
+            truths, found = (case.exact(x[:, :_CHECKED], others=x) for x in (exact["x"], inputs["x"]))
+            return Yardstick.of(["output"], [truths], [found])
+        truths = ready(case.exact or case.eager, exact).call()
         tensors = ["output", *(f"{name} gradient" for name in inputs)][: len(truths)]
         return Yardstick.of(tensors, truths, ready(case.eager, inputs).call())
 
     def check(foreign: bool, found: Sequence[Tensor]) -> dict[str, object]:
-        return yardstick().check(found, foreign=foreign)
+        seen = [found[0][:, :_CHECKED]] if case.alone else found
+        return yardstick().check(seen, foreign=foreign)
 
     def prepare(name: str) -> Ready:
         if name == EAGER:
             return ready(case.eager, inputs)
         if name == COMPILED:
             return ready(torch.compile(case.eager, fullgraph=True, dynamic=False), inputs)
+        if name in case.rivals:
+            return ready(case.rivals[name], inputs)
         backend = name.removeprefix(OURS).strip()
         forward = on_backend(backend, lambda: case.fused(**inputs))
         return gradients(forward, tuple(inputs.values()), grad, direction)
@@ -205,4 +272,4 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
         if name == PRODUCTS:
             yield products.variant(case.products, direction, dtype, options.device)
         else:
-            yield Variant(name, partial(prepare, name), partial(check, name == COMPILED))
+            yield Variant(name, partial(prepare, name), partial(check, name == COMPILED or name in case.rivals))

@@ -30,7 +30,7 @@ def make_row():
             "flops": 1000,
             "flops_per_s": 1000 / median,
             "share_of_gemm": 0.5,
-            "memory": {"peak_bytes": 4096, "kept_bytes": None, "method": "test"},
+            "memory": {"peak_bytes": 4096, "activation_bytes": 1024, "kept_bytes": None, "method": "test"},
             "speedup": {"over": "eager Lie-Trotter", **speedup(timing, denominator)},
             "check": None,
             "extra": {},
@@ -66,7 +66,10 @@ def tiny(monkeypatch):
     monkeypatch.setattr(suites.layers, "PRESETS", {"tiny": presets.TINY})
     monkeypatch.setattr(suites.ops, "PRESETS", {"tiny": presets.TINY})
     monkeypatch.setattr(suites.ops, "QUICK_PRESETS", ("tiny",))
-    monkeypatch.setattr(suites.ops, "_PARTICLES", {"cpu": {"quick": (2, 5, 3)}})
+    monkeypatch.setattr(suites.ops, "NORMAL_PRESETS", ("tiny",))
+    monkeypatch.setattr(suites.ops, "_PARTICLES", {"cpu": {effort: (2, 5, 4) for effort in presets.EFFORTS}})
+    monkeypatch.setattr(suites.ops, "_IN_SPACE", {"cpu": {effort: 7 for effort in presets.EFFORTS}})
+    monkeypatch.setattr(suites.ops, "_CHECKED", 9)
     monkeypatch.setattr("macaron_ops.bench.ceilings._GEMM_SIZES", {"cpu": (16,)})
     monkeypatch.setattr("macaron_ops.bench.ceilings._COPY_BYTES", {"cpu": 4096})
     monkeypatch.setattr("macaron_ops.bench.ceilings._BUDGET", {"cpu": Budget(0.001, 2, 2, 1e-5)})

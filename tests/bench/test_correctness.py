@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import macaron_ops
+from macaron_ops import native
 from macaron_ops.bench import memory, products
 from macaron_ops.bench.correctness import WrongResult, Yardstick, ulp
 from macaron_ops.bench.flops import PASSES, layer_flops, of_pass
@@ -63,8 +65,40 @@ def test_peak_memory_counts_temporaries_and_kept_memory_does_not():
         temporary = torch.ones(1000)
         return temporary + 1
 
-    assert memory.peak_bytes(call, CPU) == pytest.approx(8000, abs=64)
-    assert memory.kept_bytes(call, CPU) == pytest.approx(4000, abs=64)
+    weighed = memory.weigh(call, call, CPU)
+    assert weighed["peak_bytes"] == pytest.approx(8000, abs=64)
+    assert weighed["kept_bytes"] == pytest.approx(4000, abs=64)
+
+
+def test_activation_memory_leaves_out_what_is_returned_whenever_it_was_made():
+    def call():
+        early = torch.ones(1000)
+        temporary = torch.ones(500) + 1  # two at a time
+        late = temporary.sum() + torch.ones(2000)
+        return early, late
+
+    weighed = memory.weigh(call, None, CPU)
+    assert weighed["peak_bytes"] == pytest.approx(4000 + 2000 + 2 * 8000, abs=64)
+    assert weighed["activation_bytes"] == pytest.approx(2000 + 8000, abs=64)
+    assert weighed["kept_bytes"] is None
+
+
+def test_scratch_memory_of_native_kernels_is_added_to_the_peaks_alone(monkeypatch):
+    monkeypatch.setattr(memory, "_scratch_peak", lambda: 10**6)
+    weighed = memory.weigh(lambda: torch.ones(1000), lambda: torch.ones(1000), CPU)
+    assert weighed["peak_bytes"] == pytest.approx(10**6 + 4000, abs=64)
+    assert weighed["activation_bytes"] == pytest.approx(10**6, abs=64)
+    assert weighed["kept_bytes"] == pytest.approx(4000, abs=64)
+
+
+def test_native_kernels_tell_their_scratch_memory():
+    if not native.library():
+        pytest.skip(native.why_not_loaded())
+    x, w = torch.randn(64, 32), torch.randn(32, 32)
+    with macaron_ops.use_backend("native"):
+        weighed = memory.weigh(lambda: macaron_ops.ffn_step(x, w, None, w, None), None, CPU)
+    assert weighed["peak_bytes"] > x.nbytes
+    assert torch.ops.macaron_ops_cpu.scratch_peak() == 0  # read and begun anew
 
 
 def test_kept_memory_is_what_the_backward_needs():

@@ -8,7 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from macaron_ops.bench import flops, presets
-from macaron_ops.bench.eager import EagerLieTrotterLayer, EagerStrangLayer, randomize_
+from macaron_ops.bench.eager import (
+    EagerLieTrotterLayer,
+    EagerStrangLayer,
+    randomize_,
+    sphere_attend_step,
+    sphere_attend_step_keops,
+    sphere_attend_step_sdpa,
+)
 
 B, T, D, HEADS, HIDDEN = 2, 5, 12, 3, 16
 
@@ -61,6 +68,22 @@ def test_flops_are_those_that_torch_counts(layer, direction):
         if direction == "forward+backward":
             y.sum().backward()
     assert flops.of_pass(flops.layer_flops(B, T, D, HIDDEN), direction) == counter.get_total_flops()
+
+
+def test_the_forms_of_sphere_attend_step_are_one_function():
+    x = F.normalize(torch.randn(2, 7, 3, dtype=torch.float64), dim=-1)
+    by_matrix = sphere_attend_step(x, step=0.3, beta=2.0)
+    torch.testing.assert_close(by_matrix, sphere_attend_step_sdpa(x, step=0.3, beta=2.0))
+    torch.testing.assert_close(by_matrix[:, :2], sphere_attend_step_sdpa(x[:, :2], step=0.3, beta=2.0, others=x))
+
+
+@pytest.mark.inductor  # it compiles
+def test_pykeops_computes_it_too():
+    pytest.importorskip("pykeops")
+    x = F.normalize(torch.randn(2, 7, 3), dim=-1)
+    torch.testing.assert_close(
+        sphere_attend_step_keops(x, step=0.3, beta=2.0), sphere_attend_step(x, step=0.3, beta=2.0)
+    )
 
 
 def test_a_gated_ffn_has_a_third_product():

@@ -8,9 +8,11 @@ import torch
 from macaron_ops import BackendError
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
 from macaron_ops.bench.options import Options
-from macaron_ops.bench.suites import model
+from macaron_ops.bench.suites import model, ops
+from macaron_ops.ops import dispatch
 
 QUICK = Options(effort="quick", compile=False)
+NORMAL = Options(effort="normal", compile=False)
 
 
 class Silent:
@@ -33,7 +35,7 @@ def run(jobs, options, folder, measured):
 @pytest.mark.parametrize("suite", ["layers", "ops"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured):
-    options = dataclasses.replace(QUICK, dtype_names=(dtype,))
+    options = dataclasses.replace(NORMAL, dtype_names=(dtype,))
     jobs = runner.select(suites.groups([suite], options), options)
     rows = run(jobs, options, tmp_path, measured)
     assert {row["pass"] for row in rows} == {"forward", "forward+backward"}
@@ -53,6 +55,76 @@ def test_compiled_layers_are_right(tiny, tmp_path, measured):
         ("torch.compile Lie-Trotter", "ok"),
         ("torch.compile Strang", "ok"),
     ]
+
+
+def backends_are_usable(monkeypatch, *names):
+    for name in dispatch.UNUSABLE:
+        monkeypatch.setitem(dispatch.UNUSABLE, name, None if name in names else "not here")
+
+
+@pytest.mark.parametrize(
+    ("usable", "effort", "device", "names"),
+    [
+        (("native", "reference"), "quick", "cpu", ("native",)),
+        (("native", "reference"), "normal", "cpu", ("native", "reference")),
+        (("reference",), "quick", "cpu", ("reference",)),
+        (("triton", "native", "reference"), "normal", "cpu", ("native", "reference")),
+        (("triton", "native", "reference"), "quick", "cuda", ("triton",)),
+        (("cuda", "triton", "reference"), "full", "cuda", ("auto", "cuda", "triton", "reference")),
+    ],
+)
+def test_backends_are_those_of_the_device_and_the_reference_is_last(monkeypatch, usable, effort, device, names):
+    backends_are_usable(monkeypatch, *usable)
+    assert group.backend_names(Options(device=torch.device(device), effort=effort)) == names
+
+
+def test_a_backend_asked_for_that_cannot_run_is_unavailable(monkeypatch, tiny, tmp_path, measured):
+    backends_are_usable(monkeypatch, "reference")
+    wanted = ("ffn_step tiny/float32/forward/macaron_ops",)
+    options = dataclasses.replace(QUICK, backends=("native", "reference"), filters=wanted)
+    rows = run(runner.select(suites.groups(["ops"], options), options), options, tmp_path, measured)
+    assert [(row["variant"], row["status"]) for row in rows] == [
+        ("eager", "ok"),
+        ("macaron_ops native", "unavailable"),
+        ("macaron_ops reference", "ok"),
+    ]
+
+
+def test_particles_in_space_have_named_denominators_and_many_run_alone(monkeypatch, tiny):
+    backends_are_usable(monkeypatch, "native", "reference")
+    monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: name == "pykeops")
+    found = {(found.subject, found.dtype, found.direction): found.names for found in ops.groups(NORMAL)}
+    ours = ("macaron_ops native", "macaron_ops reference")
+    for direction in ("forward", "forward+backward"):
+        assert found["sphere_attend_step D=3", "float32", direction] == (
+            "eager",
+            "scaled_dot_product_attention",
+            "pykeops",
+            *ours,
+        )
+    assert found["sphere_attend_step D=3, 56 particles", "float32", "forward"] == ("macaron_ops native",)
+    assert ("sphere_attend_step D=3, 56 particles", "float32", "forward+backward") not in found
+    assert ("sphere_attend_step D=3", "bfloat16", "forward") not in found  # unless asked for
+    assert found["sphere_attend_step D=4", "bfloat16", "forward"][1] == "scaled_dot_product_attention"
+
+
+def test_of_many_particles_the_first_are_checked(tiny):
+    case = ops.many_case(20)
+    (variant,) = ops._build(case, torch.float32, "forward", NORMAL, ["macaron_ops reference"])
+    (y,) = variant.prepare().call()
+    assert variant.check([y])["tensor"] == "output"
+    y[:, -1] += 1
+    variant.check([y])
+    y[:, 0] += 1
+    with pytest.raises(runner.WrongResult):
+        variant.check([y])
+
+
+def test_a_group_of_slow_calls_has_fewer_rounds():
+    slow = dataclasses.replace(make_group([]), min_rounds=5)
+    assert runner.budget(slow, NORMAL).min_rounds == 5
+    assert runner.budget(make_group([]), NORMAL) == NORMAL.budget
+    assert runner.budget(dataclasses.replace(slow, min_rounds=50), NORMAL) == NORMAL.budget
 
 
 def make_group(variants):
@@ -132,7 +204,7 @@ def test_an_interruption_leaves_the_finished_groups(tmp_path, measured, tiny):
 
 
 def test_a_filter_keeps_the_denominator(tiny):
-    options = dataclasses.replace(QUICK, filters=("forward/*reference strang",))
+    options = dataclasses.replace(NORMAL, filters=("float32/forward/*reference strang",))
     (job,) = runner.select(suites.groups(["layers"], options), options)
     assert job.names == ("eager Lie-Trotter", "macaron_ops reference Strang")
 
