@@ -3,7 +3,8 @@
 A row is one operator (CPU) or the device kernels that one operator launched (CUDA), with its self time: what it calls
 is not in it. How the other columns come about:
 
-    FLOP/s    matrix products and attention only, two operations for each multiply-add, from the recorded shapes
+    FLOP/s    matrix products and attention only, two operations for each multiply-add, from the recorded shapes;
+              of the native kernels, which run a whole pass in one call, the layer's useful operations
     bytes/s   every recorded tensor argument once, plus an output: what must move if nothing stays in a cache.
               A product's output follows from its shapes, any other's is as large as the largest argument.
     of peak   the larger of FLOP/s over the GEMM rate and bytes/s over the copy bandwidth, both measured in this run;
@@ -21,12 +22,13 @@ from pathlib import Path
 
 import torch
 
-from . import ceilings, numbers, suites
+from . import ceilings, flops, numbers, suites
 from .group import PRODUCTS, Ready
 from .options import DTYPES, Options
 from .presets import Preset
 
 _WARMUP_CALLS, _CALLS = 3, 10
+_WHOLE_PASS = {"macaron_ops_cpu::forward": 1, "macaron_ops_cpu::backward": 2}  # in forwards
 _LEAST_SHARE = 0.003  # of the whole time; smaller kernels are summed up in one row
 
 Shape = Sequence[int]
@@ -63,6 +65,8 @@ def run(preset: Preset, implementation: str, direction: str, options: Options, f
     trace = folder / "trace.json"
     seconds = record(ready, options.device, trace)
     kernels = read(trace, DTYPES[dtype], options.device)
+    for kernel in kernels:
+        kernel.flops += _WHOLE_PASS.get(kernel.name, 0) * group.flops / flops.of_pass(1, direction)
     text = render(
         kernels, measured, dtype, seconds, f"{preset.name}, {implementation}, {direction}, {dtype}", group.shape
     )

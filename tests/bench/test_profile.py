@@ -1,8 +1,11 @@
 """The per-kernel table adds up: FLOPs to the layer's, bytes to the shapes', times to the trace's."""
 
+import json
+
 import pytest
 import torch
 
+from macaron_ops import native
 from macaron_ops.bench import flops, presets, profile
 from macaron_ops.bench.options import Options
 
@@ -18,6 +21,21 @@ def test_kernels_flops_are_the_layers(scheme, direction, tiny, tmp_path):
     assert sum(kernel.flops for kernel in kernels) == pytest.approx(flops.of_pass(layer, direction))
     assert "addmm" in text and "whole layer" in text
     assert (tmp_path / "kernels.txt").exists() and (tmp_path / "kernels.json").exists()
+
+
+@pytest.mark.parametrize("direction", flops.PASSES)
+def test_native_kernels_run_whole_passes_and_have_the_layers_flops(direction, tiny, tmp_path):
+    if not native.library():
+        pytest.skip(native.why_not_loaded())
+    options = Options(effort="quick", dtype_names=("float32",))
+    text = profile.run(presets.TINY, "macaron_ops native Strang", direction, options, tmp_path)
+    kernels = {kernel["name"]: kernel for kernel in json.loads((tmp_path / "kernels.json").read_text())}
+    assert "macaron_ops_cpu::forward" in text
+    batch, length = presets.TINY.size("cpu", "quick")
+    layer = flops.layer_flops(batch, length, presets.TINY.width, presets.TINY.hidden)
+    assert kernels["macaron_ops_cpu::forward"]["flops"] == pytest.approx(layer)
+    assert ("macaron_ops_cpu::backward" in kernels) == (direction != "forward")
+    assert sum(kernel["flops"] for kernel in kernels.values()) == pytest.approx(flops.of_pass(layer, direction))
 
 
 @pytest.mark.parametrize(
