@@ -20,7 +20,7 @@ from .options import Options
 from .results import Row
 from .runner import Job
 
-_PLAIN_WIDTH = 172
+_PLAIN_WIDTH = 200
 _SECONDS_BETWEEN_DRAWINGS = 0.25
 
 
@@ -100,10 +100,11 @@ def rich_table(rows: Sequence[Row]) -> Table:
     )
     for index, name in enumerate((*table.COLUMNS, table.speedup_column(rows))):
         view.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    products = table.products_seconds(rows)
     for row in rows:
         if row["status"] != "ok":
             view.add_row(row["variant"], row["status"], style="red")
             continue
         style = "bold" if row["variant"].startswith((OURS, AFTER)) else None
-        view.add_row(*table.cells(row), style=style)
+        view.add_row(*table.cells(row, products), style=style)
     return view

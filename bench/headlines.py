@@ -10,20 +10,20 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from . import numbers
-from .group import AFTER, OURS, PRODUCTS
+from .group import AFTER, EAGER, OURS, PRODUCTS
 from .results import Row
 
 
-def headlines(document: dict[str, object], count: int = 3) -> list[str]:
-    """At most `count` lines, the main job first: the real model, our best layer, Strang, room left, what went wrong."""
+def headlines(document: dict[str, object], count: int = 5) -> list[str]:
+    """At most `count` lines: what went wrong, the real model, our best layer, the operators, Strang, room left."""
     rows = document["rows"]
     ok = [row for row in rows if row["status"] == "ok"]
     found = [
         *_failures(rows),
         *_model(ok),
         *_layers(ok),
-        *_strang(ok),
         *_operators(ok),
+        *_strang(ok),
         *_room(ok),
     ]
     return found[:count]
@@ -63,7 +63,7 @@ def _model(rows: list[Row]) -> Iterable[str]:
 
 
 def _layers(rows: list[Row]) -> Iterable[str]:
-    """Our best layer against the eager Lie-Trotter layer, in training if that was measured."""
+    """Our best layer against the eager Lie-Trotter layer, in training if that was measured, and the leanest."""
     ratios = _ratios(rows, "layers", lambda variant: variant.startswith(OURS))
     if ratios:
         dtype, direction = _main_setting(ratios)
@@ -71,6 +71,14 @@ def _layers(rows: list[Row]) -> Iterable[str]:
         best = max(ours, key=lambda variant: _mean(ours[variant].values()))
         what = f"{best} is {compared(_mean(ours[best].values()))} eager Lie-Trotter ({_range(ours[best])})"
         yield f"Best macaron_ops layer, {direction} in {dtype}: {what}."
+        memory = _activations(rows, dtype, direction)
+        if memory:
+            leanest = min(memory, key=lambda variant: _mean(memory[variant].values()))
+            yield (
+                f"Leanest macaron_ops layer, {direction} in {dtype}: {leanest} takes "
+                f"{_mean(memory[leanest].values()):.2f}x the activation memory of eager Lie-Trotter "
+                f"({_range(memory[leanest])}), its speed is {_mean(ours[leanest].values()):.2f}x."
+            )
 
 
 def _strang(rows: list[Row]) -> Iterable[str]:
@@ -84,11 +92,17 @@ def _strang(rows: list[Row]) -> Iterable[str]:
 
 
 def _operators(rows: list[Row]) -> Iterable[str]:
+    """Each operator on our best backend against its eager form: presets together, particles by their dimension."""
     ratios = _ratios(rows, "ops", lambda variant: variant.startswith(OURS))
-    settings = [(max(found, key=found.get), max(found.values()), key) for key, found in ratios.items()]
-    if settings:
-        subject, ratio, (variant, dtype, direction) = max(settings, key=lambda item: item[1])
-        yield f"Best operator: {subject}, {direction} in {dtype}, {variant} is {compared(ratio)} its eager form."
+    if ratios:
+        dtype, direction = _main_setting(ratios)
+        ours = {key[0]: found for key, found in ratios.items() if key[1:] == (dtype, direction)}
+        best = max(ours, key=lambda variant: _mean(ours[variant].values()))
+        kinds = defaultdict(list)
+        for subject, ratio in ours[best].items():
+            kinds[subject if "=" in subject else subject.split()[0]].append(ratio)
+        told = (f"{kind} {_mean(found):.2f}x{' (slower)' if _mean(found) < 1 else ''}" for kind, found in kinds.items())
+        yield f"Operators over their eager forms, {direction} in {dtype}, {best}: {', '.join(told)}."
 
 
 def _room(rows: list[Row]) -> Iterable[str]:
@@ -99,6 +113,22 @@ def _room(rows: list[Row]) -> Iterable[str]:
         found = ratios[PRODUCTS, dtype, direction]
         what = f"the bare matrix products are {compared(_mean(found.values()))} eager Lie-Trotter ({_range(found)})"
         yield f"Room for fusion, {direction} in {dtype}: {what}."
+
+
+def _activations(rows: list[Row], dtype: str, direction: str) -> dict[str, dict[str, float]]:
+    """{variant of ours: {preset: activation memory / eager Lie-Trotter's}}."""
+    weighed = {
+        (row["variant"], row["subject"]): row["memory"]["activation_bytes"]
+        for row in rows
+        if (row["suite"], row["dtype"], row["pass"]) == ("layers", dtype, direction)
+        and (row["memory"] or {}).get("activation_bytes")
+    }
+    found = defaultdict(dict)
+    for (variant, subject), taken in weighed.items():
+        eager = weighed.get((f"{EAGER} Lie-Trotter", subject))
+        if variant.startswith(OURS) and eager:
+            found[variant][subject] = taken / eager
+    return found
 
 
 Ratios = dict[tuple[str, str, str], dict[str, float]]

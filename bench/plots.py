@@ -14,8 +14,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from .group import AFTER, BEFORE, COMPILED, EAGER, OURS, PRODUCTS
+from .group import AFTER, BEFORE, COMPILED, EAGER, KEOPS, OURS, PRODUCTS, REFERENCE, SDPA
 from .results import Row
 
 
@@ -40,10 +41,13 @@ _COLOURS = {
     f"{OURS} native": "#1f9e89",
     f"{OURS} triton": "#8f5bd1",
     f"{OURS} cuda": "#c2417c",
+    SDPA: "#d1495b",
+    KEOPS: "#7c6f64",
     PRODUCTS: "#c9a227",
     BEFORE: "#8a94a6",
     f"{COMPILED} {BEFORE}": "#e08a3c",
     AFTER: "#1f9e89",
+    f"{AFTER} {REFERENCE}": "#3b82c4",
 }
 _SCHEMES = ("Lie-Trotter", "Strang")
 
@@ -96,7 +100,9 @@ def write_all(document: dict[str, object], folder: Path) -> list[Path]:
 
 def _layer_plots(rows: Sequence[Row], dtype: str) -> list[Plot]:
     weighed = [row for row in rows if row["memory"]]
-    memory = _memory(weighed)
+    known = all(row["memory"].get("activation_bytes") is not None for row in weighed)  # unlike on CUDA
+    measure = "activation_bytes" if known else "peak_bytes"
+    memory, what = _memory(weighed, measure), _MEASURES[measure]
     return [
         Plot(
             f"layers-speed-{dtype}",
@@ -111,11 +117,14 @@ def _layer_plots(rows: Sequence[Row], dtype: str) -> list[Plot]:
         ),
         Plot(
             f"layers-memory-{dtype}",
-            f"Peak memory of one call above its inputs and parameters, {dtype}, relative to eager Lie-Trotter: "
+            f"Peak memory of one call above its inputs and parameters{what}, {dtype}, relative to eager Lie-Trotter: "
             "below 1 is less.",
             lambda theme: _by_pass(weighed, theme, memory, "peak memory / eager Lie-Trotter's", 1.0),
         ),
     ]
+
+
+_MEASURES = {"activation_bytes": ", without its output and gradients", "peak_bytes": ""}
 
 
 def _ops_plot(rows: Sequence[Row], dtype: str) -> Plot:
@@ -148,16 +157,16 @@ def _share(row: Row) -> Value | None:
     return (value, value, value) if value is not None else None
 
 
-def _memory(rows: Sequence[Row]) -> Callable[[Row], Value | None]:
+def _memory(rows: Sequence[Row], measure: str) -> Callable[[Row], Value | None]:
     def at(row: Row) -> tuple[str, str]:
         return row["subject"], row["pass"]
 
-    base = {at(row): row["memory"]["peak_bytes"] for row in rows if row["variant"] == f"{EAGER} Lie-Trotter"}
+    base = {at(row): row["memory"][measure] for row in rows if row["variant"] == f"{EAGER} Lie-Trotter"}
 
     def value(row: Row) -> Value | None:
         if not base.get(at(row)):
             return None
-        ratio = row["memory"]["peak_bytes"] / base[at(row)]
+        ratio = row["memory"][measure] / base[at(row)]
         return (ratio, ratio, ratio)
 
     return value
@@ -167,6 +176,7 @@ def _by_pass(
     rows: Sequence[Row], theme: Theme, value: Callable[[Row], Value | None], label: str, reference: float | None
 ) -> Figure:
     """One panel for each pass; subjects down the side, one mark a variant."""
+    rows = [row for row in rows if value(row)] or rows
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     variants = sorted({row["variant"] for row in rows}, key=_rank)
@@ -198,8 +208,20 @@ def _by_pass(
         axes.set_title(direction, color=theme.ink, fontsize=10, loc="left", fontweight="bold")
         if reference is None:
             axes.set_xlim(left=0)
+        elif axes.get_xlim()[1] > _WIDE * reference:
+            _logarithmic(axes)
     _legend(figure, {name: handles[name] for name in variants if name in handles}, theme)
     return figure
+
+
+_WIDE = 5  # a ratio past which a linear axis would press the others together
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Powers of two, as plain numbers."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _mark(axes: Axes, value: Value, y: float, variant: str, theme: Theme):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from . import compare, numbers, plots, table
+from . import compare, goals, numbers, plots, table
 from .compare import Comparison
 from .group import AFTER, OURS
 from .results import SCHEMA, Row
@@ -36,9 +36,13 @@ time divided by this variant's time</em>, so 1.10x is faster than the denominato
 or red when the 20th to 80th percentiles lie on one side of 1, grey when they do not.</p>
 <p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
 recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in
-this run. <em>bare products</em> are the layer's own matrix products with nothing between them.</p>
+this run. <em>bare products</em> are the layer's own matrix products with nothing between them; <em>of
+products</em> is their time divided by this variant's: 100% where everything else is free.</p>
 <p><em>peak MiB</em> is the high-water mark of torch's allocator during one call above its inputs and parameters;
-<em>kept MiB</em> is what the forward leaves behind for the backward, its output included.</p>
+<em>activ. MiB</em> is the same without what the call returns, its output and gradients; <em>kept MiB</em> is what
+the forward leaves behind for the backward, its output included. Native kernels also have scratch memory outside that
+allocator: its own high-water mark is added to the first two, which makes them upper bounds. Up to 64 MiB of scratch
+wait for the next call and are not counted while they do.</p>
 """
 
 
@@ -48,6 +52,7 @@ def render(document: dict[str, object], headlines: Sequence[str], comparison: Co
     parts = [
         _header(document, device),
         _list("headlines", headlines) if headlines else "",
+        _goals(document),
         _notes(document),
         _comparison(comparison) if comparison else "",
         *(_suite(name, document) for name in _SUITES),
@@ -94,6 +99,29 @@ def _notes(document: dict[str, object]) -> str:
     return _list("notes", document["notes"]) if document["notes"] else ""
 
 
+def _goals(document: dict[str, object]) -> str:
+    """What the fused backends are meant to reach, and what of it this run reached."""
+    findings = goals.findings(document)
+    if not findings:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in goals.COLUMNS)
+    body = "".join(_goal_row(finding) for finding in findings)
+    left = len(goals.GOALS) - len(findings)
+    text = f"{sum(finding.met for finding in findings)} of {len(findings)} met"
+    text += f"; this run has no measurements for {left} more." if left else "."
+    return (
+        f'<section id="goals"><h2>Goals</h2><p>Ratios of medians of one run. {text}</p><div class="scroll">'
+        f'<table class="goals"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
+    )
+
+
+def _goal_row(finding: goals.Finding) -> str:
+    what, *cells = finding.cells()
+    kinds = ("", "", "", "faster" if finding.met else "slower", "")
+    values = "".join(f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(kinds, cells, strict=True))
+    return f"<tr><th>{escape(what)}</th>{values}</tr>"
+
+
 def _list(kind: str, lines: Iterable[str]) -> str:
     return f'<ul class="{kind}">' + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
@@ -125,7 +153,8 @@ def _table(rows: list[Row]) -> str:
     first = rows[0]
     heads = (*table.COLUMNS, table.speedup_column(rows))
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(_table_row(row, len(heads)) for row in rows)
+    products = table.products_seconds(rows)
+    body = "".join(_table_row(row, len(heads), products) for row in rows)
     return (
         f"<h3>{escape(first['subject'])} <span>{escape(first['pass'])}, {escape(first['dtype'])}</span></h3>"
         f'<p class="muted">{escape(numbers.shape(first))}</p>'
@@ -133,11 +162,11 @@ def _table(rows: list[Row]) -> str:
     )
 
 
-def _table_row(row: Row, columns: int) -> str:
+def _table_row(row: Row, columns: int, products: float | None) -> str:
     if row["status"] != "ok":
         why = f'<td colspan="{columns - 1}">{escape(table.reason(row))}</td>'
         return f'<tr class="bad"><th>{escape(row["variant"])}</th>{why}</tr>'
-    name, *cells = table.cells(row)
+    name, *cells = table.cells(row, products)
     ours = " class='ours'" if row["variant"].startswith((OURS, AFTER)) else ""
     values = "".join(f"<td>{escape(cell)}</td>" for cell in cells[:-1])
     return f"<tr{ours}><th>{escape(name)}</th>{values}<td class='{_verdict(row)}'>{escape(cells[-1])}</td></tr>"

@@ -16,7 +16,7 @@ body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
 }
-main { max-width: 1060px; margin: 0 auto; padding: 40px 24px 80px; }
+main { max-width: 1200px; margin: 0 auto; padding: 40px 24px 80px; }
 h1 { font-size: 30px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 21px; margin: 52px 0 6px; padding-top: 20px; border-top: 1px solid var(--line); }
 h3 { font-size: 16px; margin: 30px 0 0; }
@@ -48,7 +48,7 @@ table {
   border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums;
   margin: 8px 0;
 }
-th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th, td { padding: 6px 8px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { color: var(--muted); font-weight: 500; font-size: 12.5px; }
 th:first-child { text-align: left; font-weight: 400; }
 tr.ours th:first-child { font-weight: 650; }

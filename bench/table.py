@@ -6,18 +6,36 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from . import numbers
+from .group import PRODUCTS
 from .results import Row
 
-COLUMNS = ("variant", "time", "p20 to p80", "tokens/s", "TFLOP/s", "of GEMM", "peak MiB", "kept MiB")
+COLUMNS = (
+    "variant",
+    "time",
+    "p20 to p80",
+    "tokens/s",
+    "TFLOP/s",
+    "of GEMM",
+    "of products",
+    "peak MiB",
+    "activ. MiB",
+    "kept MiB",
+)
+
+
+def group_key(row: Row) -> tuple[str, ...]:
+    """What the variants of one group have in common."""
+    return (row["suite"], row["subject"], numbers.shape(row), row["dtype"], row["pass"])
 
 
 def sections(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of one group each, in order."""
+    return [list(rows) for _, rows in groupby(rows, group_key)]
 
-    def group(row: Row) -> tuple[str, ...]:
-        return (row["suite"], row["subject"], numbers.shape(row), row["dtype"], row["pass"])
 
-    return [list(rows) for _, rows in groupby(rows, group)]
+def products_seconds(rows: Sequence[Row]) -> float | None:
+    """What the bare products of a group take."""
+    return next((row["time"]["median"] for row in rows if row["variant"] == PRODUCTS and row["status"] == "ok"), None)
 
 
 def title(row: Row) -> str:
@@ -35,8 +53,8 @@ def reason(row: Row) -> str:
     return f"{row['status']}: {row['reason']}"
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """One timed row as text, the ratio last."""
+def cells(row: Row, products: float | None) -> tuple[str, ...]:
+    """One timed row as text, the ratio last; `products` are the seconds of its group's bare products."""
     time, memory, ratio = row["time"], row["memory"] or {}, row["speedup"]
     return (
         row["variant"],
@@ -45,7 +63,9 @@ def cells(row: Row) -> tuple[str, ...]:
         numbers.digits(row["tokens_per_s"]),
         numbers.rate(row["flops_per_s"]),
         numbers.share(row["share_of_gemm"]),
+        numbers.share(products / time["median"] if products else None),
         numbers.mebibytes(memory.get("peak_bytes")),
+        numbers.mebibytes(memory.get("activation_bytes")),
         numbers.mebibytes(memory.get("kept_bytes")),
         f"{numbers.times(ratio['median'])} ({numbers.spread(ratio)})" if ratio else "-",
     )

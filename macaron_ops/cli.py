@@ -16,10 +16,12 @@ _EXIT_CODES = """exit codes:
   0 finished   1 a measurement was wrong or failed   2 usage   3 --compare found a regression   130 interrupted"""
 
 _BENCH_EXAMPLES = f"""examples:
-  macaron-ops bench main                                  what `make bench` runs: quick layers and the real model
+  macaron-ops bench main                                  what `make bench` runs: everything, quick
+  macaron-ops bench all --no-compile                      everything at full sizes, without torch.compile
   macaron-ops bench layers --quick                        all presets, smallest sizes
   macaron-ops bench layers --filter wmt-base --filter bert-base --dtype bfloat16
   macaron-ops bench layers --filter 'conformer-*/forward/*native*'
+  macaron-ops bench ops --quick --backend native --backend reference
   macaron-ops bench ops --device cuda --full --out results/h100
   macaron-ops bench layers --compare results/before       what got slower past the noise of both runs
   macaron-ops bench report results/before                 draws the report of a finished run again
@@ -41,7 +43,8 @@ _SUITES = {
     "layers": "one encoder layer: Lie-Trotter against Strang, eager, compiled and fused",
     "ops": "each operator against its eager form and the bare matrix products",
     "model": "the trained MiniLM-L6 on real sentences, before and after replace_layers",
-    "main": "layers --quick, then model --quick: five minutes on two cores",
+    "all": "layers, ops and model, one after another",
+    "main": "all --quick: four minutes on two cores",
 }
 
 
@@ -92,7 +95,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         "bench", help="measure layers, operators, a real model", description=_bench.__doc__, epilog=_BENCH_EXAMPLES
     )
     suites = bench.add_subparsers(
-        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,main,report}"
+        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,all,main,report}"
     )
     for name, about in _SUITES.items():
         suite = suites.add_parser(
@@ -106,6 +109,13 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         )
         suite.add_argument(
             "--filter", action="append", default=[], metavar="TEXT", help="only what matches; may be given again"
+        )
+        suite.add_argument(
+            "--backend",
+            action="append",
+            default=[],
+            help="of macaron_ops, by name, or auto; may be given again (default: all that can run; "
+            "a quick run leaves the reference out if there is another)",
         )
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
@@ -157,9 +167,11 @@ def _positive(text: str) -> int:
 
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
-    names = ["layers", "model"] if given.suite == "main" else [given.suite]
+    names = list(_SUITES)[:3] if given.suite in ("all", "main") else [given.suite]
     _require(_BENCH_NEEDS + (_MODEL_NEEDS if "model" in names else ()))
-    from .bench import headlines, results, session
+    from . import backends
+    from .bench import goals, headlines, results, session
+    from .bench.group import AUTO
     from .bench.options import DTYPES, Options
 
     old = _ask(results.ResultsError, results.load, given.compare) if given.compare else None
@@ -170,6 +182,7 @@ def _bench(given: argparse.Namespace) -> int:
         filters=tuple(given.filter),
         seed=given.seed,
         compile=not given.no_compile,
+        backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
     )
     jobs = _ask(session.NothingMatches, session.plan, names, options)
     folder = _ask(session.UnwritableFolder, session.make_folder, given.out or session.default_folder())
@@ -180,14 +193,14 @@ def _bench(given: argparse.Namespace) -> int:
         kept = len(results.load(path)["rows"]) if path.exists() else 0
         print(f"\nInterrupted. {kept} finished measurements are in {path}", file=sys.stderr)
         return INTERRUPTED
-    _tell(outcome, headlines.headlines(outcome.document))
+    _tell(outcome, headlines.headlines(outcome.document), goals.told(outcome.document))
     if outcome.failed:
         return FAILED
     return REGRESSED if outcome.comparison and outcome.comparison.regressions else FINISHED
 
 
-def _tell(outcome, lines: Sequence[str]) -> None:
-    """The end of a run: the comparison, where the report is, the headlines."""
+def _tell(outcome, lines: Sequence[str], goals: Sequence[str]) -> None:
+    """The end of a run: the comparison, where the report is, the headlines and the goals."""
     if outcome.comparison:
         for warning in outcome.comparison.warnings:
             print(f"--compare: not the same machine or software: {warning}")
@@ -197,7 +210,9 @@ def _tell(outcome, lines: Sequence[str]) -> None:
         print(outcome.comparison.summary())
     for note in outcome.document["notes"]:
         print(f"Note: {note}")
-    print(f"\nReport: {outcome.report}\n" + "\n".join(f"  {line}" for line in lines))
+    print("\n".join([f"\nReport: {outcome.report}", *(f"  {line}" for line in lines)]))
+    if goals:
+        print("\n".join(["\nGoals", *(f"  {line}" for line in goals)]))
 
 
 def _report(given: argparse.Namespace) -> int:

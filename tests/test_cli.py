@@ -30,7 +30,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "layers"], ["bench", "main"], ["profile"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"]])
 def test_every_command_has_help(arguments, capsys):
     with pytest.raises(SystemExit) as exit_code:
         cli.main([*arguments, "--help"])
@@ -70,6 +70,7 @@ def test_an_unknown_filter_lists_the_choices(capsys):
         (["bench", "layers", "--device", "cuda:99"], "--device cuda:99: torch"),
         (["bench", "layers", "--compare", "nowhere.json"], "nowhere.json: No such file"),
         (["bench", "report", "nowhere.json"], "nowhere.json: No such file"),
+        (["bench", "ops", "--backend", "magic"], "--backend 'magic': expected one of auto, cuda, triton, native"),
         (["profile", "--preset", "gpt"], "--preset 'gpt': expected one of iwslt"),
         (["profile", "--impl", "magic"], "--impl 'magic': expected one of eager Lie-Trotter"),
     ],

@@ -45,5 +45,35 @@ def test_the_model_line_tells_speed_tokens_and_agreement(make_document, make_row
     assert "1 - cosine <= 3e-08" in line
 
 
+def test_the_leanest_layer_is_told_with_its_speed(make_document, make_row):
+    def weighed(variant, median, taken):
+        memory = {"peak_bytes": 9, "activation_bytes": taken, "kept_bytes": None, "method": "test"}
+        return make_row(variant, median, 0, memory=memory, **{"pass": "forward+backward"})
+
+    rows = [
+        weighed("eager Lie-Trotter", 1.0, 1000),
+        weighed("macaron_ops native Strang", 0.5, 800),
+        weighed("macaron_ops native lean Strang", 0.8, 350),
+    ]
+    best, leanest = headlines(make_document(*rows))
+    assert "macaron_ops native Strang is 2.00x the speed of" in best
+    assert "macaron_ops native lean Strang takes 0.35x the activation memory of eager Lie-Trotter" in leanest
+    assert leanest.endswith("its speed is 1.25x.")
+
+
+def test_operators_are_told_together_and_a_slower_one_is_called_so(make_document, make_row):
+    ops = {"suite": "ops"}
+    rows = [
+        make_row("macaron_ops native", 0.5, 0, subject="ffn_step a", **ops),
+        make_row("macaron_ops native", 2.0, 0, subject="attend_step a", **ops),
+        make_row("macaron_ops native", 0.05, 0, subject="sphere_attend_step D=3", **ops),
+        make_row("macaron_ops reference", 4.0, 0, subject="ffn_step a", **ops),
+    ]
+    (line,) = headlines(make_document(*rows))
+    assert line.endswith(
+        "macaron_ops native: ffn_step 2.00x, attend_step 0.50x (slower), sphere_attend_step D=3 20.00x."
+    )
+
+
 def test_no_rows_no_lines(make_document):
     assert headlines(make_document()) == []

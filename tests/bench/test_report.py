@@ -77,3 +77,33 @@ def test_plots_are_drawn_for_what_was_measured(document, tmp_path):
         "model-tokens-float32",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_goals_are_shown_with_what_was_asked_and_a_missed_one_is_red(make_document, make_row):
+    fields = {"suite": "ops", "subject": "ffn_step wmt-base"}
+    rows = [make_row("eager", 1.0, **fields), make_row("macaron_ops native", 0.8, **fields)]
+    page = report.render(make_document(*rows), [])
+    assert "at least 1.20x" in page and '<td class="faster">met</td>' in page
+    rows[1] = make_row("macaron_ops native", 1.25, **fields)
+    page = report.render(make_document(*rows), [])
+    assert '<td class="slower">slower, missed</td>' in page
+    assert "Goals" not in report.render(make_document(make_row()), [])
+
+
+def test_a_ratio_far_from_the_others_is_drawn_on_a_logarithmic_axis(make_document, make_row):
+    fields = {"suite": "ops", "subject": "sphere_attend_step D=3"}
+    rows = [make_row("eager", 1.0, **fields), make_row("macaron_ops native", 0.04, **fields)]
+    (plot,) = plots.plots(make_document(*rows))
+    assert plot.draw(plots.LIGHT).axes[0].get_xscale() == "log"
+    (plot,) = plots.plots(make_document(make_row("eager", **fields), make_row("macaron_ops native", 0.8, **fields)))
+    assert plot.draw(plots.LIGHT).axes[0].get_xscale() == "linear"
+
+
+def test_measurements_without_a_denominator_do_not_break_the_plots(make_document, make_row):
+    alone = make_row("macaron_ops native", suite="ops", subject="many particles", speedup=None)
+    (plot,) = plots.plots(make_document(alone))
+    plots.save(plot, plots.LIGHT)
+    eager = make_row("eager", suite="ops", subject="few particles")
+    (plot,) = plots.plots(make_document(alone, eager))
+    labels = [label.get_text() for label in plot.draw(plots.LIGHT).axes[0].get_yticklabels()]
+    assert labels == ["few particles"]

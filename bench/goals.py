@@ -1,0 +1,172 @@
+"""What the fused backends are meant to reach, as data, and what of it a run reached.
+
+A goal is a bound on one figure over the presets or workloads that its pattern matches: their median, or the worst of
+them. Every figure is a ratio of medians of variants that ran interleaved, or a number of bytes. A goal whose
+measurements a run does not have is not judged.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from . import numbers, table
+from .group import AFTER, BEFORE, EAGER, KEOPS, OURS, PRODUCTS, SDPA
+from .results import Row
+
+SPEED = "speed"  # the denominator's time / this time: at least the bound
+ACTIVATIONS = "activation memory"  # this / the denominator's: at most the bound
+BYTES = "memory"  # peak bytes: at most the bound
+MEDIAN, WORST = "median", "worst"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`where` are suite, pattern of subjects, dtype and pass; `shape` is what a measurement's shape must hold."""
+
+    what: str
+    where: tuple[str, str, str, str]
+    variant: str
+    over: str | None
+    bound: float
+    figure: str = SPEED
+    of: str = MEDIAN
+    shape: dict[str, object] = field(default_factory=dict)
+
+
+NATIVE = f"{OURS} native"
+LIE_TROTTER = f"{EAGER} Lie-Trotter"
+_FORWARD, _TRAINING = "forward", "forward+backward"
+_SPACE = ("ops", "sphere_attend_step D=3", "float32")
+_MANY = ("ops", "sphere_attend_step D=3, 131,072 particles", "float32", _FORWARD)
+_PARTICLES = {"shape": {"particles": 16384}}
+_FFN = ("ops", "ffn_step *")
+_LAYER = ("layers", "*")
+_MODEL = ("model", "MiniLM-L6 *")
+
+GOALS = (
+    Goal("16,384 particles in space", (*_SPACE, _FORWARD), NATIVE, EAGER, 20, **_PARTICLES),
+    Goal("16,384 particles in space", (*_SPACE, _FORWARD), NATIVE, SDPA, 3, **_PARTICLES),
+    Goal("16,384 particles in space", (*_SPACE, _FORWARD), NATIVE, KEOPS, 40, **_PARTICLES),
+    Goal("16,384 particles in space", (*_SPACE, _TRAINING), NATIVE, EAGER, 15, **_PARTICLES),
+    Goal("131,072 particles in space", _MANY, NATIVE, None, 200e6, BYTES),
+    Goal("ffn_step", (*_FFN, "float32", _FORWARD), NATIVE, EAGER, 1.2),
+    Goal("ffn_step", (*_FFN, "float32", _FORWARD), NATIVE, EAGER, 1.0, of=WORST),
+    Goal("ffn_step", (*_FFN, "float32", _FORWARD), NATIVE, PRODUCTS, 1 / 1.05),
+    Goal("ffn_step", (*_FFN, "bfloat16", _FORWARD), NATIVE, EAGER, 1.3),
+    Goal("Strang layer", (*_LAYER, "float32", _TRAINING), f"{NATIVE} Strang", LIE_TROTTER, 1.15),
+    Goal("Strang layer", (*_LAYER, "bfloat16", _TRAINING), f"{NATIVE} Strang", LIE_TROTTER, 1.5),
+    Goal("Strang layer", (*_LAYER, "float32", _TRAINING), f"{NATIVE} lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS),
+    Goal("Strang layer", (*_LAYER, "bfloat16", _TRAINING), f"{NATIVE} lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS),
+    Goal("MiniLM-L6", (*_MODEL, "float32", _FORWARD), AFTER, BEFORE, 1.0, of=WORST),
+    Goal("MiniLM-L6", (*_MODEL, "bfloat16", _FORWARD), AFTER, BEFORE, 1.0, of=WORST),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A goal's figure for each subject of a run, and the bare products' time / this time for those that have it."""
+
+    goal: Goal
+    figures: dict[str, float]
+    shares: tuple[float, ...]
+
+    @property
+    def figure(self) -> float:
+        values = self.figures.values()
+        if self.goal.of == MEDIAN:
+            return statistics.median(values)
+        return min(values) if self.goal.figure == SPEED else max(values)
+
+    @property
+    def met(self) -> bool:
+        return self.figure >= self.goal.bound if self.goal.figure == SPEED else self.figure <= self.goal.bound
+
+    @property
+    def share(self) -> float | None:
+        """Of this time, what the bare products alone take: median over the subjects."""
+        return statistics.median(self.shares) if self.shares else None
+
+    def cells(self) -> tuple[str, ...]:
+        """What, how it did, against what, what was asked, whether it is met, the share: as text."""
+        goal, write = self.goal, _write(self.goal)
+        _, _, dtype, direction = goal.where
+        of = f"{goal.of} " if "*" in goal.where[1] else ""
+        possessive = "" if goal.figure == SPEED else "'s"
+        over = f" over {goal.over}{possessive}" if goal.over else ""
+        asked = f"{'at least' if goal.figure == SPEED else 'at most'} {write(goal.bound)}"
+        return (
+            f"{goal.what}: {goal.variant}, {direction} in {dtype}",
+            f"{of}{goal.figure}{over}",
+            f"{write(self.figure)}{self._range()}",
+            asked,
+            "met" if self.met else "slower, missed" if goal.figure == SPEED and self.figure < 1 else "missed",
+            numbers.share(self.share),
+        )
+
+    def _range(self) -> str:
+        if len(self.figures) == 1:
+            return ""
+        write = _write(self.goal)
+        low, high = min(self.figures, key=self.figures.get), max(self.figures, key=self.figures.get)
+        return f" ({write(self.figures[low])} {low} to {write(self.figures[high])} {high}, {len(self.figures)} in all)"
+
+
+COLUMNS = ("goal", "figure", "measured", "asked", "", "of products")
+
+
+def findings(document: dict[str, object]) -> list[Finding]:
+    """The goals that this run has measurements for."""
+    rows = [row for row in document["rows"] if row["status"] == "ok"]
+    found = (_judge(goal, rows) for goal in GOALS)
+    return [finding for finding in found if finding.figures]
+
+
+def told(document: dict[str, object]) -> list[str]:
+    """The same, a line each."""
+    lines = []
+    for what, figure, measured, asked, verdict, share in (finding.cells() for finding in findings(document)):
+        products = f", {share} of the bare products' speed" if share != numbers.share(None) else ""
+        lines.append(f"{verdict}: {what}: {figure} {measured}, asked {asked}{products}")
+    return lines
+
+
+def _judge(goal: Goal, rows: list[Row]) -> Finding:
+    figures, shares = {}, []
+    for row in _matching(goal, rows):
+        beside = {other["variant"]: other for other in rows if table.group_key(other) == table.group_key(row)}
+        value = _figure(goal, row, beside.get(goal.over))
+        if value is not None:
+            figures[row["subject"].removeprefix(goal.where[1].removesuffix("*"))] = value
+            if PRODUCTS in beside:
+                shares.append(_speed(row, beside[PRODUCTS]))
+    return Finding(goal, figures, tuple(shares))
+
+
+def _matching(goal: Goal, rows: Iterable[Row]) -> Iterator[Row]:
+    for row in rows:
+        words = (row["suite"], row["subject"], row["dtype"], row["pass"])
+        if row["variant"] == goal.variant and all(map(fnmatch, words, goal.where)):
+            if goal.shape.items() <= row["shape"].items():
+                yield row
+
+
+def _figure(goal: Goal, row: Row, over: Row | None) -> float | None:
+    if goal.figure == BYTES:
+        return float(row["memory"]["peak_bytes"])
+    if over is None:
+        return None
+    if goal.figure == SPEED:
+        return _speed(row, over)
+    mine, theirs = (weighed["memory"].get("activation_bytes") for weighed in (row, over))
+    return mine / theirs if mine is not None and theirs else None
+
+
+def _speed(row: Row, over: Row) -> float:
+    return over["time"]["median"] / row["time"]["median"]
+
+
+def _write(goal: Goal) -> Callable[[float], str]:
+    return (lambda value: f"{numbers.digits(value / 1e6)} MB") if goal.figure == BYTES else numbers.times
