@@ -110,7 +110,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
   constexpr int kVectors = kPanel / kLanes;
   const int64_t lanes = q.end - q.begin, head_dim = queries.at.head_dim, width = keys.at.width;
   const int vectors = int(ceil_div(lanes, kLanes));
-  const Range k = a.see.keys_of(q.begin, q.end);
+  const Range seen = a.see.keys_of(q.begin, q.end), k{seen.begin / width * width, seen.end};  // from a whole panel on
   const bool bounded = !a.see.whole(q, k), given = a.see.has_given();
   Vec maximum[kVectors], total[kVectors];
   VecI lower[kVectors] = {}, upper[kVectors] = {};
@@ -124,7 +124,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
     }
   }
   bool first = true;
-  for (int64_t k0 = k.begin / width * width; k0 < k.end; k0 += kKeyBlock, first = false) {
+  for (int64_t k0 = k.begin; k0 < k.end; k0 += kKeyBlock, first = false) {
     const Range block{k0, smaller(k0 + kKeyBlock, k.end)};
     const int64_t count = block.end - block.begin, whole = count / width;
     for (int64_t key = block.begin; key < block.end; key += width)
