@@ -14,7 +14,7 @@ namespace {
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 constexpr int64_t kChunk = kSegment;
-constexpr int64_t kGroupPanels = 16;    // panels whose hidden activations exist at a time in the backward pass
+constexpr int64_t kGroupPanels = 8;     // panels whose hidden activations exist at a time in the backward pass
 
 template <class X, class W>
 struct Block {
@@ -30,13 +30,13 @@ struct Block {
 };
 
 template <class X, class W>
-void normalize_block(const Host& host, const Block<X, W>& block, Word<W>* n, Word<W>* columns, int64_t token,
-                     int64_t tokens) {
+void normalize_block(const Host& host, const Block<X, W>& block, Word<W>* n, Word<W>* columns) {
+  if (n == nullptr && columns == nullptr) return;
   const int64_t size = words_of<Word<W>>(block.a.width) * kPanel;
   parallel(host, block.panels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
-      normalize_to_panel(block.x(p), block.rows(p), block.a.width, block.norm(), n + p * size, columns,
-                         token + p * kPanel, tokens);
+      normalize_to_panel(block.x(p), block.rows(p), block.a.width, block.norm(), n == nullptr ? nullptr : n + p * size,
+                         columns, p * kPanel, block.panels * kPanel);
   });
 }
 
@@ -99,7 +99,7 @@ void forward_block(const Host& host, const Block<X, W>& block, const Word<W>* n,
   const Buffer<WordT> normalized(host, n == nullptr ? block.panels * n_size : 0), h(host, block.panels * h_size);
   const Buffer<float> u(host, block.panels * a.width * kPanel);
   if (n == nullptr) {
-    normalize_block<X, W>(host, block, normalized, nullptr, 0, 0);
+    normalize_block<X, W>(host, block, normalized, nullptr);
     n = normalized;
   }
   if (a.hidden == 0)
@@ -122,17 +122,13 @@ void forward_block(const Host& host, const Block<X, W>& block, const Word<W>* n,
 // What the backward pass of a group of panels hands on to the gradients of the parameters.
 template <class W>
 struct Group {
-  using Element = Packed<W>;
-  int64_t first, panels;
   Buffer<Word<W>> n_columns, u_columns;  // of N(x) and of the gradient in u
-  Buffer<Element> h, z;                  // hidden activations, gradients of the pre-activations: [panel][channel][kPanel]
-  Buffer<float> partial;                 // [panel][3][width]: sums for b_out, norm_weight, norm_bias
+  Buffer<Packed<W>> h, z;  // hidden activations, gradients of the pre-activations: [panel][channel][kPanel]
+  Buffer<float> partial;   // [panel][3][width]: sums for b_out, norm_weight, norm_bias
 
   template <class X>
   Group(const Host& host, const FFNStep<X, W>& a, int64_t panels)
-      : first(0),
-        panels(panels),
-        n_columns(host, a.grad_w_in == nullptr ? 0 : size(a.width, panels)),
+      : n_columns(host, a.grad_w_in == nullptr ? 0 : size(a.width, panels)),
         u_columns(host, a.grad_w_out == nullptr ? 0 : size(a.width, panels)),
         h(host, a.grad_w_out == nullptr ? 0 : panels * a.hidden * kPanel),
         z(host, panels * (is_gated(a.activation) ? 2 : 1) * a.hidden * kPanel),
@@ -153,15 +149,14 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   using Element = Packed<W>;
   const auto& a = block.a;
   const bool gated = is_gated(a.activation), pre = a.residual.pre;
-  const int64_t at = block.first - group.first;  // of the block's panels in the group
   const int64_t channels = block.pre_activations(), d_size = words_of<WordT>(a.width) * kPanel;
-  const int64_t tokens = group.panels * kPanel;
-
-  const Buffer<WordT> n(host, block.panels * d_size), grad_u(host, block.panels * d_size);
-  normalize_block<X, W>(host, block, n, group.n_columns, at * kPanel, tokens);
+  const int64_t tokens = block.panels * kPanel;
 
   // What the forward pass did not save is computed again, as it would have saved it.
   const bool lacks_total = !pre && a.saved_total == nullptr;
+  const Buffer<WordT> n(host, a.saved_hidden == nullptr || lacks_total ? block.panels * d_size : 0);
+  normalize_block<X, W>(host, block, n, group.n_columns);
+
   const Buffer<W> own_hidden(host, a.saved_hidden == nullptr ? block.panels * channels * kPanel : 0);
   const Buffer<X> own_total(host, lacks_total ? block.panels * kPanel * a.width : 0);
   const W* z = a.saved_hidden == nullptr ? own_hidden : a.saved_hidden + block.first * channels * kPanel;
@@ -170,14 +165,15 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   if (lacks_total) forward_block<X, W>(host, block, n, missing_hidden, own_total, nullptr);
   else if (missing_hidden != nullptr) hidden_block<X, W>(host, block, n, 0, a.hidden, missing_hidden, nullptr);
 
-  const Buffer<float> grad_total(host, block.panels * kPanel * a.width);
+  const Buffer<WordT> grad_u(host, block.panels * d_size);
+  const Buffer<float> grad_total(host, pre ? 0 : block.panels * kPanel * a.width);
   parallel(host, block.panels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
       residual_backward<WordT>(a.grad + block.token(p) * a.width, block.token(p), block.rows(p), a.width, a.residual,
                                a.norm, total == nullptr ? nullptr : total + p * kPanel * a.width,
-                               grad_total + p * kPanel * a.width, grad_u + p * d_size,
-                               static_cast<WordT*>(group.u_columns), (at + p) * kPanel, tokens,
-                               group.sums(at + p, a.width));
+                               pre ? nullptr : grad_total + p * kPanel * a.width, grad_u + p * d_size,
+                               static_cast<WordT*>(group.u_columns), p * kPanel, tokens,
+                               group.sums(p, a.width));
   });
 
   // Words of the gradients of the pre-activations, [panel][gate, up][chunk]: where elements are words they serve as such.
@@ -185,10 +181,11 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   constexpr bool words_apart = kElements<WordT> > 1;
   const int64_t z_size = words_of<WordT>(chunk) * kPanel;
   const Buffer<WordT> z_words(host, words_apart ? block.panels * (1 + gated) * z_size : 0);
-  const Buffer<float> grad_n(host, block.panels * a.width * kPanel);
+  const bool needs_n = a.grad_x != nullptr || (pre && (a.grad_norm_weight != nullptr || a.grad_norm_bias != nullptr));
+  const Buffer<float> grad_n(host, needs_n ? block.panels * a.width * kPanel : 0);
   const Drop drop(a.activation_dropout);
   const Hidden<W> hidden(a.activation);
-  if (a.hidden == 0)
+  if (a.hidden == 0 && needs_n)
     for (int64_t i = 0; i < block.panels * a.width * kPanel; ++i) grad_n[i] = 0.f;
   for (int64_t f0 = 0; f0 < a.hidden; f0 += chunk) {
     const int64_t count = smaller(chunk, a.hidden - f0);
@@ -198,9 +195,9 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
                 alignas(64) float grad_h[kRows * kPanel];
                 tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
                 const W* z_tile = z + (p * channels + f0 + f) * kPanel;
-                Element* to_z = group.z + ((at + p) * channels + f0 + f) * kPanel;
+                Element* to_z = group.z + (p * channels + f0 + f) * kPanel;
                 HiddenGradients<Element, WordT> out{nullptr, to_z, to_z + a.hidden * kPanel, nullptr, nullptr};
-                if (group.h != nullptr) out.h = group.h + ((at + p) * a.hidden + f0 + f) * kPanel;
+                if (group.h != nullptr) out.h = group.h + (p * a.hidden + f0 + f) * kPanel;
                 if (words_apart) {
                   out.z_words = z_words + p * (1 + gated) * z_size + f / kElements<WordT> * kPanel;
                   out.up_words = out.z_words + z_size;
@@ -208,25 +205,27 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
                 hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z_tile,
                                 z_tile + a.hidden * kPanel, grad_h, out);
               });
-    for (int half = 0; half <= gated; ++half) {
+    for (int half = 0; needs_n && half <= gated; ++half) {
       const int64_t channel = half * a.hidden + f0;
       const WordT* words = z_words + half * z_size;
       int64_t stride = (1 + gated) * z_size;
       if constexpr (!words_apart) {
-        words = group.z + (at * channels + channel) * kPanel;
+        words = group.z + channel * kPanel;
         stride = channels * kPanel;
       }
       product_block<X, W>(host, block, {a.w_in, 1, a.width}, a.width, channel, count, words, stride, grad_n,
                           f0 > 0 || half > 0);
     }
   }
+  if (!needs_n) return;
   parallel(host, block.panels, [&](int64_t begin, int64_t end) {
     const Buffer<float> scratch(host, kPanel * a.width);
     for (int64_t p = begin; p < end; ++p)
-      input_backward(grad_n + p * a.width * kPanel, grad_total + p * kPanel * a.width, block.rows(p), a.width,
+      input_backward(grad_n + p * a.width * kPanel, a.grad + block.token(p) * a.width,
+                     pre ? nullptr : grad_total + p * kPanel * a.width, block.rows(p), a.width,
                      a.residual, a.norm, block.x(p),
                      a.grad_x == nullptr ? nullptr : a.grad_x + block.token(p) * a.width, scratch,
-                     group.sums(at + p, a.width));
+                     group.sums(p, a.width));
   });
 }
 
@@ -246,26 +245,24 @@ void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
 
 template <class X, class W>
 void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
-  const int64_t all = ceil_div(a.rows, kPanel);
   const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
-  const int64_t group_panels = smaller(kGroupPanels, all);
+  const int64_t all = ceil_div(a.rows, kPanel), group_panels = smaller(kGroupPanels, all);
   const bool several = group_panels < all;
-  Group<W> group(host, a, group_panels);
+  const Group<W> group(host, a, group_panels);
   MatrixGradient<W> grad_w_in(host, a.grad_w_in, channels, a.width, false, several);
   MatrixGradient<W> grad_w_out(host, a.grad_w_out, a.hidden, a.width, true, several);
   for (int64_t first = 0; first < all; first += group_panels) {
-    group.first = first;
-    group.panels = smaller(group_panels, all - first);
-    for (int64_t i = 0; i < group.panels * 3 * a.width; ++i) group.partial[i] = 0.f;
-    backward_block<X, W>(host, {a, first, group.panels}, group);
-    const bool later = first > 0, last = first + group_panels >= all;
-    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, group.panels, group.n_columns, !later, last);
-    if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, group.panels, a.grad_b_in, later);
-    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, group.panels, group.u_columns, !later, last);
+    const int64_t panels = smaller(group_panels, all - first);
+    const bool later = first > 0, last = first + panels == all;
+    for (int64_t i = 0; i < panels * 3 * a.width; ++i) group.partial[i] = 0.f;
+    backward_block<X, W>(host, {a, first, panels}, group);
+    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, panels, group.n_columns, !later, last);
+    if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, panels, a.grad_b_in, later);
+    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, panels, group.u_columns, !later, last);
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr)
-        add_partial(group.partial + i * a.width, group.panels, 3 * a.width, a.width, vectors[i], later);
+        add_partial(group.partial + i * a.width, panels, 3 * a.width, a.width, vectors[i], later);
   }
 }
 

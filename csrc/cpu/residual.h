@@ -35,30 +35,33 @@ struct RowSums {
   float *bias, *norm_weight, *norm_bias;  // null where not needed
 };
 
-// The gradients of the residual's two terms: `grad_total` (count, width), that of the sum, and that of u as panel and
-// columns (`token`: their first row there, of `tokens`; null where not needed).
+// The gradients of the residual's two terms: that of the sum, which is `grad` itself in pre placement and goes to
+// `grad_total` (count, width) in post; and that of u, as panel and columns (`token`: their first row there, of `tokens`;
+// null where not needed).
 template <class WordT, class X, class T>
 static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t width, const Residual& residual,
                               const Norm& norm, const T* total, float* grad_total, WordT* panel, WordT* columns,
                               int64_t token, int64_t tokens, const RowSums& sums) {
   const Drop drop(residual.dropout);
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count && !residual.pre; ++i) {
     float* g = grad_total + i * width;
     for (int64_t c = 0; c < width; c += kLanes) store_part(g + c, load_part(grad + i * width + c, width - c), width - c);
-    if (!residual.pre) norm_backward_row(total + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
+    norm_backward_row(total + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
   }
   fill_panel(count, width, panel, columns, token, tokens, [&](int64_t i, int64_t c, int64_t n) {
-    const Vec v = drop(residual.step * load_part(grad_total + i * width + c, n), (row + i) * width + c);
+    const int64_t at = i * width + c;
+    const Vec g = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
+    const Vec v = drop(residual.step * g, row * width + at);
     if (sums.bias != nullptr) store_part(sums.bias + c, load_part(sums.bias + c, n) + v, n);
     return v;
   });
 }
 
-// grad_x from the gradient in N(x), a panel of floats, and that of the sum.
+// grad_x from the gradient in N(x), a panel of floats, and that of the sum (see residual_backward).
 template <class X>
-static void input_backward(const float* grad_normalized, const float* grad_total, int64_t count, int64_t width,
-                           const Residual& residual, const Norm& norm, const X* x, X* grad_x, float* scratch,
-                           const RowSums& sums) {
+static void input_backward(const float* grad_normalized, const X* grad, const float* grad_total, int64_t count,
+                           int64_t width, const Residual& residual, const Norm& norm, const X* x, X* grad_x,
+                           float* scratch, const RowSums& sums) {
   panel_to_rows(grad_normalized, count, width, [&](int64_t i, int64_t c, Vec v, int64_t n) {
     store_part(scratch + i * width + c, v, n);
   });
@@ -67,9 +70,9 @@ static void input_backward(const float* grad_normalized, const float* grad_total
     if (residual.pre) norm_backward_row(x + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
     if (grad_x == nullptr) continue;
     for (int64_t c = 0; c < width; c += kLanes) {
-      const int64_t n = width - c;
-      const Vec v = load_part(g + c, n) + residual.scale * load_part(grad_total + i * width + c, n);
-      store_part(grad_x + i * width + c, v, n);
+      const int64_t n = width - c, at = i * width + c;
+      const Vec sum = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
+      store_part(grad_x + at, load_part(g + c, n) + residual.scale * sum, n);
     }
   }
 }
