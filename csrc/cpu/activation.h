@@ -8,7 +8,7 @@ namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr float kSqrtHalf = 0.70710678f, kSqrtTwoOverPi = 0.79788456f, kCubic = 0.044715f;
 
-MACARON_INLINE Vec gelu_tanh_gate(Vec z) {  // (1 + tanh(u)) / 2 is sigmoid(2 u)
+MACARON_INLINE Sigmoid gelu_tanh_gate(Vec z) {  // (1 + tanh(u)) / 2 is sigmoid(2 u)
   return sigmoid((2.f * kSqrtTwoOverPi) * (z + kCubic * (z * z * z)));
 }
 
@@ -16,8 +16,8 @@ template <Activation a>
 MACARON_INLINE Vec activate(Vec z) {
   if constexpr (a == Activation::relu) return at_least(z, Vec{});
   else if constexpr (a == Activation::gelu) return (0.5f * z) * (1.f + erf(z * kSqrtHalf));
-  else if constexpr (a == Activation::gelu_tanh) return z * gelu_tanh_gate(z);
-  else return z * sigmoid(z);
+  else if constexpr (a == Activation::gelu_tanh) return z * gelu_tanh_gate(z).value;
+  else return z * sigmoid(z).value;
 }
 
 template <Activation a>
@@ -28,12 +28,12 @@ MACARON_INLINE Vec activate_backward(Vec grad, Vec z) {
     const Vec density = exp(-0.5f * (z * z)) * (0.5f * kSqrtTwoOverPi);
     return grad * (0.5f * (1.f + erf(z * kSqrtHalf)) + z * density);
   } else if constexpr (a == Activation::gelu_tanh) {
-    const Vec s = gelu_tanh_gate(z);
+    const auto [s, rest] = gelu_tanh_gate(z);
     const Vec inner = (2.f * kSqrtTwoOverPi) * (1.f + (3.f * kCubic) * (z * z));
-    return grad * (s + z * s * (1.f - s) * inner);
+    return grad * (s + z * s * rest * inner);
   } else {
-    const Vec s = sigmoid(z);
-    return grad * (s * (1.f + z * (1.f - s)));
+    const auto [s, rest] = sigmoid(z);
+    return grad * (s * (1.f + z * rest));
   }
 }
 

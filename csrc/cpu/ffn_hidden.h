@@ -11,7 +11,7 @@ namespace macaron_ops::MACARON_OPS_ISA {
 // Where the tile stands: its first hidden channel and token, for the positions of dropout.
 struct HiddenTile {
   int64_t channel, rows, hidden;  // rows of `hidden` channels
-  int64_t token, lanes;           // lanes that were computed; the others become zeros
+  int64_t token, count;           // its tokens; the lanes beyond become zeros
 };
 
 // h = drop(act(z)), gated drop(act(z) up), as words. z and up are (rows, kPanel) in T.
@@ -25,7 +25,7 @@ static void hidden_forward(const HiddenTile& at, const Drop& drop, const T* z, c
     return drop(v, (at.token + lane) * at.hidden + at.channel + i, uint32_t(at.hidden));
   };
   for (int64_t i = 0; i < at.rows; i += step)
-    for (int64_t lane = 0; lane < at.lanes; lane += kLanes)
+    for (int64_t lane = 0; lane < at.count; lane += kLanes)
       store_words(h + i / step * kPanel + lane, channel(i, lane), step == 1 ? Vec{} : channel(i + 1, lane));
 }
 
@@ -49,7 +49,7 @@ static void hidden_backward(const HiddenTile& at, const Drop& drop, const T* z, 
         dz[s] = dup[s] = Vec{};
         if (i + s >= at.rows) continue;
         Vec h = {};
-        if (lane < at.lanes) {
+        if (lane < at.count) {
           const int64_t position = (at.token + lane) * at.hidden + at.channel + i + s;
           const Vec pre = load(z + at_z);
           h = activate<act>(pre);
@@ -64,6 +64,10 @@ static void hidden_backward(const HiddenTile& at, const Drop& drop, const T* z, 
           }
           dz[s] = activate_backward<act>(g, pre);
           if (drop) h = drop.scaled(h, kept);
+          // Sums over tokens read these lanes, and padding may be inf or NaN where a parameter is.
+          h = first_of(h, at.count - lane);
+          dz[s] = first_of(dz[s], at.count - lane);
+          dup[s] = first_of(dup[s], at.count - lane);
         }
         if (out.h != nullptr) store(out.h + at_z, h);
         store(out.z + at_z, dz[s]);

@@ -64,7 +64,7 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
         }
     }
     if (h != nullptr)
-      hidden.forward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z[0], z[1],
+      hidden.forward({f0 + f, rows, a.hidden, block.token(p), block.rows(p)}, drop, z[0], z[1],
                      h + (p * words_of<WordT>(count) + f / kElements<WordT>) * kPanel);
   };
   const Weight<W> gate{a.w_in + f0 * a.width, a.width, 1}, up{gate.p + a.hidden * a.width, a.width, 1};
@@ -202,7 +202,7 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
                   out.z_words = z_words + p * (1 + gated) * z_size + f / kElements<WordT> * kPanel;
                   out.up_words = out.z_words + z_size;
                 }
-                hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.lanes(p)}, drop, z_tile,
+                hidden.backward({f0 + f, rows, a.hidden, block.token(p), block.rows(p)}, drop, z_tile,
                                 z_tile + a.hidden * kPanel, grad_h, out);
               });
     for (int half = 0; needs_n && half <= gated; ++half) {

@@ -36,7 +36,15 @@ MACARON_INLINE Vec exp(Vec x) {
 #endif
 }
 
-MACARON_INLINE Vec sigmoid(Vec x) { return 1.f / (1.f + exp(-x)); }
+// sigmoid(x), and 1 - sigmoid(x) without cancellation.
+struct Sigmoid {
+  Vec value, rest;
+};
+MACARON_INLINE Sigmoid sigmoid(Vec x) {
+  const Vec e = exp(-absolute(x));
+  const Vec large = 1.f / (1.f + e), small = e * large;
+  return {choose(x >= 0.f, large, small), choose(x >= 0.f, small, large)};
+}
 
 MACARON_INLINE Vec erf(Vec x) {
   const Vec t = absolute(x), s = x * x;

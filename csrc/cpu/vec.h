@@ -65,6 +65,11 @@ MACARON_INLINE Vec with_sign_of(Vec magnitude, Vec sign) {
   return of_bits((bits_of(magnitude) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
 }
 
+// x in the first `count` lanes, 0 in the others, whatever stood there.
+MACARON_INLINE Vec first_of(Vec x, int64_t count) {
+  return count >= kLanes ? x : choose(counting() < int32_t(count), x, Vec{});
+}
+
 template <int apart, size_t... j>
 MACARON_INLINE Vec swapped(Vec x, IndexSequence<j...>) { return __builtin_shufflevector(x, x, int(j) ^ apart...); }
 template <int apart = kLanes / 2>
