@@ -92,6 +92,7 @@ struct Left {
   int64_t words;     // of a run
   int64_t runs = 1;  // how many runs follow one another along k
   int64_t jump = 0;
+  int64_t ahead = 0;  // from a row to the one that will be read next in its place, to be fetched meanwhile; 0: not known
 
   Left rows_from(int64_t i) const {
     Left left = *this;
@@ -117,19 +118,28 @@ static void tile(const Left<typename Arithmetic<WordT>::Element>& a, const WordT
     const typename Do::Element* at[groups];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; ++g) at[g] = a.p + run * a.jump + 3 * g * row;
-    for (int64_t k = 0; k < a.words; ++k) {
-      typename Do::Operand lanes[vecs];
-#pragma GCC unroll 4
-      for (int v = 0; v < vecs; ++v) lanes[v] = Do::load(b + v * kLanes);
+    for (int64_t stop = 0; stop < a.words;) {
+      int64_t k = stop;
+      stop = a.words;
+      if (a.ahead != 0) {  // a cache line of each row: rows are too short for the machine to see by itself where they go on
+        stop = smaller<int64_t>(k + 16, a.words);
 #pragma GCC unroll 16
-      for (int i = 0; i < rows; ++i) {
-        const auto scalar = Do::broadcast(at[i / 3] + (i % 3) * row);
-#pragma GCC unroll 4
-        for (int v = 0; v < vecs; ++v) sums[i][v] = Do::multiply_add(sums[i][v], scalar, lanes[v]);
+        for (int i = 0; i < rows; ++i) __builtin_prefetch(at[i / 3] + (i % 3) * row + a.ahead, 0, 2);
       }
+      for (; k < stop; ++k) {
+        typename Do::Operand lanes[vecs];
 #pragma GCC unroll 4
-      for (int g = 0; g < groups; ++g) at[g] += step;
-      b += ldb;
+        for (int v = 0; v < vecs; ++v) lanes[v] = Do::load(b + v * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) {
+          const auto scalar = Do::broadcast(at[i / 3] + (i % 3) * row);
+#pragma GCC unroll 4
+          for (int v = 0; v < vecs; ++v) sums[i][v] = Do::multiply_add(sums[i][v], scalar, lanes[v]);
+        }
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; ++g) at[g] += step;
+        b += ldb;
+      }
     }
   }
 #pragma GCC unroll 16

@@ -88,9 +88,17 @@ static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64
         lefts[at] = left_of(weights[w], i, smaller<int64_t>(kRows, rows - i), k0, k, packed + at * packed_size(k));
       }
     for (int64_t p0 = 0; p0 < panels; p0 += together)
-      for (int64_t b = begin; b < end; ++b)
-        for (int64_t p = p0; p < smaller(p0 + together, panels); ++p)
-          body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), lefts + (b - begin) * count, p);
+      for (int64_t b = begin; b < end; ++b) {
+        Left<Packed<W>> left[count];
+        for (int w = 0; w < count; ++w) {
+          left[w] = lefts[(b - begin) * count + w];
+          left[w].ahead = in_place(weights[w], k) ? kRows * weights[w].row : 0;  // the first panel fetches the next rows
+        }
+        for (int64_t p = p0; p < smaller(p0 + together, panels); ++p) {
+          body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), left, p);
+          for (int w = 0; w < count; ++w) left[w].ahead = 0;
+        }
+      }
   });
 }
 
