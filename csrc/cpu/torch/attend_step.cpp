@@ -50,10 +50,11 @@ AttendStep<X, W> arguments(Call& call) {
 
   const int64_t rows = a.heads * a.head_dim, kv_rows = a.kv_heads * a.head_dim;
   a.x = static_cast<const X*>(x.const_data_ptr());
-  a.context = call.data<W>(context);
   a.keys = call.has(context) ? call.size(context, x.dim() - 2) : a.tokens;
   a.source_width = call.has(context) ? call.size(context, x.dim() - 1) : a.width;
   a.w_q = call.data<W>(w_q);
+  a.context = call.data<W>(context);
+  if (call.has(context) && a.context == nullptr) a.context = a.w_q;  // an empty one: nothing of it is read
   a.b_q = call.floats(b_q);
   if (call.has(w_k)) {
     a.w_k = call.data<W>(w_k);
