@@ -7,7 +7,7 @@
     flops, ceilings       what the number is compared with
     environment, results  what a number needs beside it to be worth anything; the JSON file
     runner                prepare, check, time, write: one group of variants after another
-    compare, headlines, table, plots, report    what people read
+    compare, goals, headlines, table, plots, report    what people read
 
 `python -m macaron_ops bench --help` is the way in.
 """

@@ -167,6 +167,9 @@ def measure(
 
 
 def _calls_per_sample(call: Call, clock: Clock, budget: Budget) -> int:
-    """Warms the call up and finds how many calls fill a sample."""
-    seconds = min(clock.sample(call, 1) for _ in range(max(1, budget.warmup_calls)))
+    """Warms the call up and finds how many calls fill a sample. One call that takes the whole budget is enough."""
+    seconds = clock.sample(call, 1)
+    for _ in range(budget.warmup_calls - 1):
+        if seconds < budget.seconds:
+            seconds = min(seconds, clock.sample(call, 1))
     return max(1, min(10_000, math.ceil(budget.sample_seconds / max(seconds, 1e-9))))

@@ -202,7 +202,7 @@ def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
     x = case.tensors["x"]
     compiled = (COMPILED,) if options.compile and options.effort != "quick" else ()
     theirs = () if case.alone else (EAGER, *compiled, *case.rivals)
-    ours = (f"{OURS} {name}" for name in backend_names(options) if not case.alone or name != REFERENCE)
+    ours = (f"{OURS} {name}" for name in _backends(case, options))
     bare = (PRODUCTS,) if case.products else ()
     return Group(
         suite="ops",
@@ -217,6 +217,15 @@ def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
         build=partial(_build, case, DTYPES[dtype], direction, options),
         min_rounds=case.min_rounds,
     )
+
+
+def _backends(case: Case, options: Options) -> tuple[str, ...]:
+    """The reference, where its calls take seconds, only if asked for or, unless they are many, if nothing else can run."""
+    names = backend_names(options)
+    if options.backends or not case.min_rounds:
+        return names
+    fused = tuple(name for name in names if name != REFERENCE)
+    return fused if case.alone else fused or names
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:

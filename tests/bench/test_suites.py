@@ -94,18 +94,22 @@ def test_particles_in_space_have_named_denominators_and_many_run_alone(monkeypat
     backends_are_usable(monkeypatch, "native", "reference")
     monkeypatch.setattr(ops.importlib.util, "find_spec", lambda name: name == "pykeops")
     found = {(found.subject, found.dtype, found.direction): found.names for found in ops.groups(NORMAL)}
-    ours = ("macaron_ops native", "macaron_ops reference")
     for direction in ("forward", "forward+backward"):
         assert found["sphere_attend_step D=3", "float32", direction] == (
             "eager",
             "scaled_dot_product_attention",
             "pykeops",
-            *ours,
+            "macaron_ops native",
         )
     assert found["sphere_attend_step D=3, 56 particles", "float32", "forward"] == ("macaron_ops native",)
     assert ("sphere_attend_step D=3, 56 particles", "float32", "forward+backward") not in found
     assert ("sphere_attend_step D=3", "bfloat16", "forward") not in found  # unless asked for
     assert found["sphere_attend_step D=4", "bfloat16", "forward"][1] == "scaled_dot_product_attention"
+    asked = ops.groups(dataclasses.replace(NORMAL, backends=("reference",)))
+    assert all("macaron_ops reference" in group.names for group in asked)
+    backends_are_usable(monkeypatch, "reference")
+    subjects = {group.subject for group in ops.groups(NORMAL) if "macaron_ops reference" in group.names}
+    assert "sphere_attend_step D=3" in subjects and "sphere_attend_step D=3, 56 particles" not in subjects
 
 
 def test_of_many_particles_the_first_are_checked(tiny):

@@ -46,6 +46,12 @@ def test_a_short_call_is_repeated_until_a_sample_is_long_enough():
     assert timings["long"].calls == 1
 
 
+def test_a_call_that_takes_the_whole_budget_is_warmed_up_once():
+    clock = FakeClock(slow=[2.0])
+    measure(variants("slow"), clock, Budget(seconds=1.0, min_rounds=3, warmup_calls=5))
+    assert len(clock.order) == 1 + 3
+
+
 def test_rounds_end_when_every_median_has_settled():
     timings = measure(variants("steady"), FakeClock(steady=[0.1]), BUDGET)
     assert len(timings["steady"].samples) == BUDGET.min_rounds
