@@ -18,7 +18,7 @@ if not GPU:
 torch.set_num_threads(1)  # the tensors are small, and make test runs a worker per core
 
 settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)
-settings.register_profile("thorough", max_examples=1000, deadline=None)
+settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

@@ -94,7 +94,7 @@ def attend_step(
     attention_dropout=0.0,
     seed=None,
 ):
-    """No row may be masked entirely: its softmax is NaN here."""
+    """A row that is masked entirely attends to nothing."""
     kv_heads = num_kv_heads or num_heads
     n = _norm(x, norm, norm_weight, norm_bias, eps) if placement == "pre" else x
     source = n if context is None else context
@@ -140,7 +140,9 @@ def attend_step(
         for start, stop in zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True):
             apart[start:stop, start:stop] = False
         scores = scores.masked_fill(apart, -torch.inf)
-    o = _drop(torch.softmax(scores, dim=-1), attention_dropout, seed, 1) @ v
+    nothing = (scores == -torch.inf).all(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(nothing, 0.0), dim=-1).masked_fill(nothing, 0.0)
+    o = _drop(weights, attention_dropout, seed, 1) @ v
     u = _drop(F.linear(o.transpose(-2, -3).flatten(-2), w_out, b_out), dropout, seed, 0)
     y = residual_scale * x + step * u
     return _norm(y, norm, norm_weight, norm_bias, eps) if placement == "post" else y

@@ -1,0 +1,48 @@
+"""Claim: whatever shapes, strides, options, dtypes and frozen subsets a call has, the native backend keeps the
+tolerance rule in its output and in every gradient."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+import macaron_ops
+from tests.native.calls import check
+from tests.native.strategies import attend_calls, ffn_calls, normalize_calls, sphere_calls
+
+NATIVE = macaron_ops.backends()["native"]
+
+
+def needs(operator):
+    return pytest.mark.skipif(not NATIVE.usable or operator not in NATIVE.operators, reason=f"native: {NATIVE.reason}")
+
+
+anything = settings(
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+
+
+@needs("ffn_step")
+@anything
+@given(ffn_calls())
+def test_ffn_step(call):
+    check(call)
+
+
+@needs("attend_step")
+@anything
+@given(attend_calls())
+def test_attend_step(call):
+    check(call)
+
+
+@needs("normalize_step")
+@anything
+@given(normalize_calls())
+def test_normalize_step(call):
+    check(call)
+
+
+@needs("sphere_attend_step")
+@anything
+@given(sphere_calls())
+def test_sphere_attend_step(call):
+    check(call)
