@@ -81,7 +81,7 @@ class AttentionBackward {
     const int64_t per_sequence = heads_share ? a.kv_heads : 1, per_head = sequences_share ? s.count : 1;
     parallel(host, s.count / per_head * (a.kv_heads / per_sequence), [&](int64_t begin, int64_t end) {
       BackwardScratch<WordT> scratch(host, call.q, call.kv, call.attention.see.has_given());
-      const Buffer<float> blocks(host, 2 * a.head_dim * kPanel);
+      const Buffer<float> blocks(host, 2 * a.head_dim * kPanel + kLanes);
       for (int64_t unit = begin; unit < end; ++unit)
         for (int64_t i = 0; i < per_head; ++i)
           for (int64_t j = 0; j < per_sequence; ++j) {

@@ -14,7 +14,7 @@ void attend(const Host& host, const AttendCall<X, W>& call, const Sequences& s, 
   const AttendStep<X, W>& a = call.a;
   const int64_t blocks = call.q.blocks(), group = a.heads / a.kv_heads;
   parallel(host, s.count * a.heads * blocks, [&](int64_t begin, int64_t end) {
-    const Buffer<float> block(host, a.head_dim * kPanel);
+    const Buffer<float> block(host, a.head_dim * kPanel + kLanes);
     BlockScratch scratch;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sequence = i / blocks / a.heads, head = i / blocks % a.heads, query = i % blocks * kPanel;

@@ -104,8 +104,8 @@ struct BackwardScratch {
         elements(host, kTurns ? keys / kPanel * kGroup : 0),
         delta(host, queries.tokens),
         grad_q(host, round_up(queries.tokens, kLanes) * round_up(queries.head_dim, kLanes)),
-        grad_k(host, all_keys.blocks() * all_keys.head_dim * kPanel),
-        grad_v(host, all_keys.blocks() * all_keys.head_dim * kPanel) {}
+        grad_k(host, all_keys.blocks() * all_keys.head_dim * kPanel + kLanes),
+        grad_v(host, all_keys.blocks() * all_keys.head_dim * kPanel + kLanes) {}
 };
 
 // What a call's backward pass adds to the gradients of learned masks.

@@ -141,7 +141,8 @@ struct TokenPanels {
   Element* elements;
   int64_t features;
 
-  // Channels [rows][kPanel] of `count` tokens, at most kPanel, from `token` on: to the channels from `feature` on.
+  // Channels [rows][kPanel], with a vector's slack, of `count` tokens, at most kPanel, from `token` on: to the channels
+  // from `feature` on.
   void put(const float* from, int64_t rows, int64_t feature, int64_t token, int64_t count) const {
     for (int64_t done = 0; done < count;) {
       const int64_t panel = (token + done) / kPanel, lane = (token + done) % kPanel;
