@@ -1,18 +1,20 @@
-// The step on the sphere, on panels of floats [width][kPanel] (lanes are rows):
+// The step on the sphere, on rows:
 //
 //   y = S(x + step v(x, u)),    S(z) = z / max(|z|, eps)
 //   v = u - <u, x> x  (tangent),    S(u) - x  (difference),    u  (ambient)
 //
-// Every sum is along lanes' own column, so that nothing is added across a vector.
+// Rows are read three or four times from the first cache rather than kept, and everything between what is read and what
+// is written is double. Wide rows go one by one, with channels in lanes; narrow ones side by side, with rows in lanes.
 #pragma once
 
 #include "panel.h"
+#include "wide.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
 // -- rows to panels and back; narrow rows go element by element, where transposing vectors would move zeros ----------
 
-constexpr int64_t kNarrow = kLanes / 2;
+constexpr int64_t kNarrow = 8;
 
 // Lanes beyond the last row, and channels from `width` to `padded`, are zeros.
 template <class X>
@@ -26,171 +28,239 @@ static void rows_to_panel(const X* rows, int64_t count, int64_t width, int64_t p
   }
   for (int64_t c = width * kPanel; c < padded * kPanel; ++c) panel[c] = 0.f;
 }
-
-// Rows of `width` elements, `stride` apart.
 template <class X>
-static void panel_to_rows(const float* panel, int64_t count, int64_t width, int64_t stride, X* rows) {
+static void rows_of_panel(const float* panel, int64_t count, int64_t width, X* rows) {
   if (width > kNarrow)
     return panel_to_rows(panel, count, width, [&](int64_t i, int64_t c, Vec v, int64_t n) {
-      store_part(rows + i * stride + c, v, n);
+      store_part(rows + i * width + c, v, n);
     });
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t c = 0; c < width; ++c) rows[i * stride + c] = to<X>(panel[c * kPanel + i]);
+    for (int64_t c = 0; c < width; ++c) rows[i * width + c] = to<X>(panel[c * kPanel + i]);
 }
 
-// -- sums over the channels of one vector of lanes -------------------------------------------------------------------
+// -- the two layouts: `steps` vectors make up one row, or kLanes rows ------------------------------------------------
 
-// sum_c term(c), in four chains: shorter ones for the machine, smaller errors.
-template <class Term>
-MACARON_INLINE Vec sum_over(int64_t width, const Term& term) {
-  Vec sums[4] = {};
-  int64_t c = 0;
-  for (; c + 4 <= width; c += 4)
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) sums[i] += term(c + i);
-  for (; c < width; ++c) sums[0] += term(c);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
+struct ChannelsInLanes {
+  int64_t width, steps;
 
-MACARON_INLINE Vec dot(int64_t width, const float* a, const float* b) {
-  return sum_over(width, [&](int64_t c) { return load(a + c * kPanel) * load(b + c * kPanel); });
-}
-MACARON_INLINE Vec square_root(Vec x) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_sqrt_ps((__m256)x);
-#else
-  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
-  return x;
-#endif
+  explicit ChannelsInLanes(int64_t width) : width(width), steps(ceil_div(width, kLanes)) {}
+  template <class T>
+  Wide load(const T* row, int64_t i) const { return widened(load_part(row + i * kLanes, width - i * kLanes)); }
+  template <class T>
+  void store(T* row, int64_t i, Wide w) const {
+    store_part(row + i * kLanes, narrowed(w), width - i * kLanes);
+  }
+  Wide step(const Move& move, int64_t i) const {
+    return move.channel_step != nullptr ? load(move.channel_step, i) : wide(move.step);
+  }
+  Wide total(Wide lanes) const { return wide(sum(lanes)); }
+  Wide rows_there(Wide w) const { return w; }
+};
+
+struct RowsInLanes {
+  int64_t steps;
+  Wide there;  // 1 in lanes that hold a row, else 0
+
+  RowsInLanes(int64_t width, int64_t count) : steps(width) {
+    for (int i = 0; i < kHalf; ++i) {
+      there.low[i] = i < count;
+      there.high[i] = i + kHalf < count;
+    }
+  }
+  Wide load(const float* lanes, int64_t i) const { return widened(MACARON_OPS_ISA::load(lanes + i * kPanel)); }
+  void store(float* lanes, int64_t i, Wide w) const { MACARON_OPS_ISA::store(lanes + i * kPanel, narrowed(w)); }
+  Wide step(const Move& move, int64_t i) const {
+    return wide(move.channel_step != nullptr ? move.channel_step[i] : move.step);
+  }
+  Wide total(Wide lanes) const { return lanes; }
+  Wide rows_there(Wide w) const { return where_at_least(there, wide(1.0), w, wide(0.0)); }
+};
+
+// sum_c term(c)
+template <class Layout, class Term>
+MACARON_INLINE Wide sum_over(const Layout& layout, const Term& term) {
+  Wide total = wide(0.0);
+  for (int64_t i = 0; i < layout.steps; ++i) total = total + term(i);
+  return layout.total(total);
 }
 
 // -- the step --------------------------------------------------------------------------------------------------------
 
-// What the velocity of one vector of lanes needs besides x and u.
-struct Velocity {
-  Direction direction;
-  Vec along;    // tangent: <u, x>
-  Vec inverse;  // difference: 1 / max(|u|, eps)
-  VecI longer;  // difference: |u| >= eps
+// z = x + step v, vector by vector.
+template <Direction direction, class Layout, class X, class U>
+struct Moved {
+  const Layout& layout;
+  const Move& move;
+  const X* x;
+  const U* u;
+  Wide along;           // tangent: <u, x>
+  Wide inverse, outer;  // difference: 1 / max(|u|, eps), and the same where |u| >= eps, else 0
 
-  Velocity(const Move& move, int64_t width, const float* x, const float* u)
-      : direction(move.direction), along{}, inverse{}, longer{} {
-    if (direction == Direction::tangent) along = dot(width, u, x);
-    if (direction == Direction::difference) {
-      const Vec length = square_root(dot(width, u, u));
-      longer = length >= move.eps;
-      inverse = 1.f / at_least(length, broadcast(move.eps));
+  Moved(const Layout& layout, const Move& move, const X* x, const U* u)
+      : layout(layout), move(move), x(x), u(u), along(wide(0.0)), inverse(along), outer(along) {
+    if constexpr (direction == Direction::tangent)
+      along = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(x, i); });
+    if constexpr (direction == Direction::difference) {
+      const Wide square = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(u, i); });
+      const Wide length = square_root(square), eps = wide(move.eps);
+      inverse = wide(1.0) / at_least(length, eps);
+      outer = where_at_least(length, eps, inverse, wide(0.0));
     }
   }
-  Vec operator()(Vec x, Vec u) const {
-    if (direction == Direction::tangent) return u - along * x;
-    return direction == Direction::difference ? u * inverse - x : u;
+  Wide velocity(int64_t i) const {
+    const Wide to = layout.load(u, i);
+    if constexpr (direction == Direction::tangent) return to - along * layout.load(x, i);
+    if constexpr (direction == Direction::difference) return to * inverse - layout.load(x, i);
+    return to;
   }
+  Wide operator()(int64_t i) const { return layout.load(x, i) + layout.step(move, i) * velocity(i); }
 };
 
-MACARON_INLINE float step_of(const Move& move, int64_t c) {
-  return move.channel_step != nullptr ? move.channel_step[c] : move.step;
+template <Direction direction, class Layout, class X, class U, class Y>
+static void move_in(const Layout& layout, const Move& move, const X* x, const U* u, Y* y) {
+  const Moved<direction, Layout, X, U> z(layout, move, x, u);
+  const Wide square = sum_over(layout, [&](int64_t i) { return z(i) * z(i); });
+  const Wide inverse = wide(1.0) / at_least(square_root(square), wide(move.eps));
+  for (int64_t i = 0; i < layout.steps; ++i) layout.store(y, i, z(i) * inverse);
 }
 
-static void move_panel(const Move& move, int64_t width, int64_t count, const float* x, const float* u, float* y) {
-  for (int64_t lane = 0; lane < count; lane += kLanes, x += kLanes, u += kLanes, y += kLanes) {
-    const Velocity velocity(move, width, x, u);
-    const Vec square = sum_over(width, [&](int64_t c) {
-      const Vec at = load(x + c * kPanel);
-      const Vec z = at + step_of(move, c) * velocity(at, load(u + c * kPanel));
-      store(y + c * kPanel, z);
-      return z * z;
-    });
-    const Vec inverse = 1.f / at_least(square_root(square), broadcast(move.eps));
-    for (int64_t c = 0; c < width; ++c) store(y + c * kPanel, load(y + c * kPanel) * inverse);
+// With dz = (dy - y <dy, y>) / |z|, the second term not inside the ball of radius eps, and dv = step dz:
+//   tangent      dx = dz - <dv, x> u - <u, x> dv    du = dv - <dv, x> x
+//   difference   dx = dz - dv                       du = (dv - S(u) <dv, S(u)>) / |u|, likewise
+//   ambient      dx = dz                            du = dv
+// The terms dz v of the gradient in step are added to `steps`, by vector with a step per channel.
+template <Direction direction, class Layout, class G, class X, class U, class GX, class GU>
+static void move_backward_in(const Layout& layout, const Move& move, const G* grad, const X* x, const U* u,
+                             GX* grad_x, GU* grad_u, double* steps) {
+  const Moved<direction, Layout, X, U> z(layout, move, x, u);
+  Wide square = wide(0.0), along_z = square;
+  for (int64_t i = 0; i < layout.steps; ++i) {
+    const Wide at = z(i);
+    square = square + at * at;
+    along_z = along_z + layout.load(grad, i) * at;
   }
-}
-
-// Gradients in x and u. Those in the step are added to step_sums where it is not null: [width][kLanes] with a step per
-// channel, else [kLanes]; they are the sum over its lanes.
-static void move_backward_panel(const Move& move, int64_t width, int64_t count, const float* grad, const float* x,
-                                const float* u, float* grad_x, float* grad_u, float* step_sums) {
-  VecI lanes = {};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  for (int64_t lane = 0; lane < count; lane += kLanes, grad += kLanes, x += kLanes, u += kLanes, grad_x += kLanes,
-               grad_u += kLanes) {
-    const Velocity velocity(move, width, x, u);
-    const VecI there = lanes < int(count - lane);
-    const Vec square = sum_over(width, [&](int64_t c) {
-      const Vec at = load(x + c * kPanel);
-      const Vec z = at + step_of(move, c) * velocity(at, load(u + c * kPanel));
-      store(grad_x + c * kPanel, z);
-      return z * z;
-    });
-    const Vec length = square_root(square), inverse = 1.f / at_least(length, broadcast(move.eps));
-    // dz = (g - y <g, y>) / |z|; the second term is not there inside the ball of radius eps.
-    Vec radial = dot(width, grad, grad_x) * inverse;
-    radial = choose(length >= move.eps, radial, Vec{}) * inverse;
-    Vec steps = {};
-    const Vec along = sum_over(width, [&](int64_t c) {  // <dv, x> or <dv, S(u)>
-      const Vec at = load(x + c * kPanel), to = load(u + c * kPanel);
-      const Vec grad_z = (load(grad + c * kPanel) - load(grad_x + c * kPanel) * radial) * inverse;
-      store(grad_x + c * kPanel, grad_z);
-      const Vec grad_step = choose(there, grad_z * velocity(at, to), Vec{});
-      if (step_sums != nullptr && move.channel_step != nullptr)
-        store(step_sums + c * kLanes, load(step_sums + c * kLanes) + grad_step);
-      else
-        steps += grad_step;
-      return step_of(move, c) * grad_z * (move.direction == Direction::difference ? to * velocity.inverse : at);
-    });
-    if (step_sums != nullptr && move.channel_step == nullptr) store(step_sums, load(step_sums) + steps);
-    const Vec outside = choose(velocity.longer, along, Vec{});
-    for (int64_t c = 0; c < width; ++c) {
-      const Vec grad_z = load(grad_x + c * kPanel), grad_v = step_of(move, c) * grad_z;
-      const Vec at = load(x + c * kPanel), to = load(u + c * kPanel);
-      if (move.direction == Direction::tangent) {
-        store(grad_x + c * kPanel, grad_z - along * to - velocity.along * grad_v);
-        store(grad_u + c * kPanel, grad_v - along * at);
-      } else if (move.direction == Direction::difference) {
-        store(grad_x + c * kPanel, grad_z - grad_v);
-        store(grad_u + c * kPanel, (grad_v - to * velocity.inverse * outside) * velocity.inverse);
-      } else {
-        store(grad_u + c * kPanel, grad_v);
-      }
+  square = layout.total(square);
+  along_z = layout.total(along_z);
+  const Wide length = square_root(square), eps = wide(move.eps), inverse = wide(1.0) / at_least(length, eps);
+  const Wide radial = where_at_least(length, eps, along_z * inverse * inverse, wide(0.0));
+  const auto grad_z = [&](int64_t i) { return (layout.load(grad, i) - z(i) * radial) * inverse; };
+  const auto grad_v = [&](int64_t i) { return layout.step(move, i) * grad_z(i); };
+  if (steps != nullptr)
+    for (int64_t i = 0; i < layout.steps; ++i) {
+      double* to = steps + (move.channel_step != nullptr ? i * kLanes : 0);
+      store_wide(to, load_wide(to) + layout.rows_there(grad_z(i) * z.velocity(i)));
     }
+  Wide along = wide(0.0);  // <dv, x>, or <dv, S(u)> / |u|
+  if constexpr (direction == Direction::tangent)
+    along = sum_over(layout, [&](int64_t i) { return grad_v(i) * layout.load(x, i); });
+  if constexpr (direction == Direction::difference)
+    along = sum_over(layout, [&](int64_t i) { return grad_v(i) * layout.load(u, i); }) * z.outer * z.inverse;
+  for (int64_t i = 0; i < layout.steps; ++i) {
+    const Wide d_z = grad_z(i), d_v = layout.step(move, i) * d_z;
+    Wide d_x = d_z, d_u = d_v;
+    if constexpr (direction == Direction::tangent) {
+      d_x = d_z - along * layout.load(u, i) - z.along * d_v;
+      d_u = d_v - along * layout.load(x, i);
+    }
+    if constexpr (direction == Direction::difference) {
+      d_x = d_z - d_v;
+      d_u = (d_v - along * layout.load(u, i)) * z.inverse;
+    }
+    if (grad_x != nullptr) layout.store(grad_x, i, d_x);
+    if (grad_u != nullptr) layout.store(grad_u, i, d_u);
   }
+}
+
+template <Direction direction>
+struct DirectionIs {
+  static constexpr Direction value = direction;
+};
+template <class Function>
+static void with_direction(Direction direction, const Function& function) {
+  if (direction == Direction::tangent) function(DirectionIs<Direction::tangent>{});
+  else if (direction == Direction::difference) function(DirectionIs<Direction::difference>{});
+  else function(DirectionIs<Direction::ambient>{});
+}
+
+// At most kPanel rows.
+template <class X, class U, class Y>
+static void move_rows(const Move& move, int64_t width, int64_t count, const X* x, const U* u, Y* y) {
+  with_direction(move.direction, [&](auto direction) {
+    if (width > kNarrow) {
+      const ChannelsInLanes layout(width);
+      for (int64_t i = 0; i < count; ++i)
+        move_in<direction.value>(layout, move, x + i * width, u + i * width, y + i * width);
+      return;
+    }
+    float panels[3][kNarrow * kPanel];
+    rows_to_panel(x, count, width, width, panels[0]);
+    rows_to_panel(u, count, width, width, panels[1]);
+    for (int64_t lane = 0; lane < count; lane += kLanes)
+      move_in<direction.value>(RowsInLanes(width, count - lane), move, panels[0] + lane, panels[1] + lane,
+                               panels[2] + lane);
+    rows_of_panel(panels[2], count, width, y);
+  });
+}
+
+template <class G, class X, class U, class GX, class GU>
+static void move_rows_backward(const Move& move, int64_t width, int64_t count, const G* grad, const X* x, const U* u,
+                               GX* grad_x, GU* grad_u, double* steps) {
+  with_direction(move.direction, [&](auto direction) {
+    if (width > kNarrow) {
+      const ChannelsInLanes layout(width);
+      for (int64_t i = 0; i < count * width; i += width)
+        move_backward_in<direction.value>(layout, move, grad + i, x + i, u + i, grad_x != nullptr ? grad_x + i : nullptr,
+                                          grad_u != nullptr ? grad_u + i : nullptr, steps);
+      return;
+    }
+    float panels[5][kNarrow * kPanel];
+    rows_to_panel(grad, count, width, width, panels[0]);
+    rows_to_panel(x, count, width, width, panels[1]);
+    rows_to_panel(u, count, width, width, panels[2]);
+    for (int64_t lane = 0; lane < count; lane += kLanes)
+      move_backward_in<direction.value>(RowsInLanes(width, count - lane), move, panels[0] + lane, panels[1] + lane,
+                                        panels[2] + lane, panels[3] + lane, panels[4] + lane, steps);
+    if (grad_x != nullptr) rows_of_panel(panels[3], count, width, grad_x);
+    if (grad_u != nullptr) rows_of_panel(panels[4], count, width, grad_u);
+  });
 }
 
 // -- gradients in the step: sums over rows, in an order that does not depend on the number of threads -----------------
 
-constexpr int64_t kChunk = 8;  // panels whose terms are added in float, before their sum is added in double
-
 class StepSums {
  public:
+  static constexpr int64_t kChunk = 8;  // panels of rows whose terms are added into the same sums
+
   StepSums(const Host& host, const Move& move, int64_t width, int64_t panels, float* grad_step)
       : grad_step_(grad_step),
-        width_(grad_step == nullptr ? 0 : move.channel_step != nullptr ? width : 1),
+        count_(grad_step == nullptr ? 0 : move.channel_step != nullptr ? width : 1),
+        lanes_(move.channel_step != nullptr && width > kNarrow ? 1 : kLanes),
         chunks_(ceil_div(panels, kChunk)),
-        partial_(host, width_ * chunks_) {}
+        partial_(host, count_ * chunks_) {}
 
   int64_t chunks() const { return chunks_; }
-  int64_t floats() const { return width_ * kLanes; }  // of the sums of one chunk
-  void begin(float* sums) const { std::memset(sums, 0, size_t(floats()) * sizeof(float)); }
-  void end(int64_t chunk, const float* sums) const {
-    for (int64_t c = 0; c < width_; ++c) {
+  int64_t doubles() const { return round_up(count_ * lanes_, kLanes); }  // of the sums of one chunk
+  void begin(double* sums) const {
+    for (int64_t i = 0; i < doubles(); ++i) sums[i] = 0.0;
+  }
+  void end(int64_t chunk, const double* sums) const {
+    for (int64_t c = 0; c < count_; ++c) {
       double total = 0.0;
-      for (int i = 0; i < kLanes; ++i) total += double(sums[c * kLanes + i]);
-      partial_[chunk * width_ + c] = total;
+      for (int64_t i = 0; i < lanes_; ++i) total += sums[c * lanes_ + i];
+      partial_[chunk * count_ + c] = total;
     }
   }
   void finish() const {
-    for (int64_t c = 0; c < width_; ++c) {
+    for (int64_t c = 0; c < count_; ++c) {
       double total = 0.0;
-      for (int64_t i = 0; i < chunks_; ++i) total += partial_[i * width_ + c];
+      for (int64_t i = 0; i < chunks_; ++i) total += partial_[i * count_ + c];
       grad_step_[c] = float(total);
     }
   }
 
  private:
   float* grad_step_;
-  int64_t width_, chunks_;
+  int64_t count_, lanes_, chunks_;
   Buffer<double> partial_;
 };
 

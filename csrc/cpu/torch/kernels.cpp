@@ -18,9 +18,13 @@ namespace macaron_ops {
 #define MACARON_DECLARE(name, Arguments) \
   template <class X, class W>            \
   void name(const Arguments<X, W>&, const Host&);
-#define MACARON_DECLARE_ALL(isa)   \
-  namespace isa {                  \
-  MACARON_KERNELS(MACARON_DECLARE) \
+#define MACARON_DECLARE_SPHERE(name, Arguments) \
+  template <class X>                            \
+  void name(const Arguments<X>&, const Host&);
+#define MACARON_DECLARE_ALL(isa)                 \
+  namespace isa {                                \
+  MACARON_KERNELS(MACARON_DECLARE)               \
+  MACARON_SPHERE_KERNELS(MACARON_DECLARE_SPHERE) \
   }
 MACARON_ISAS(MACARON_DECLARE_ALL)
 
@@ -96,6 +100,21 @@ const Kernels<X, W>& kernels() {
   __builtin_unreachable();
 }
 
+template <class X>
+const SphereKernels<X>& sphere_kernels() {
+#define MACARON_SPHERE_ENTRY(name, Arguments) name<X>,
+#define MACARON_SPHERE_TABLE(isa)                                                     \
+  case k_##isa: {                                                                     \
+    using namespace macaron_ops::isa;                                                 \
+    static const SphereKernels<X> table{MACARON_SPHERE_KERNELS(MACARON_SPHERE_ENTRY)}; \
+    return table;                                                                     \
+  }
+  switch (chosen()) { MACARON_ISAS(MACARON_SPHERE_TABLE) }
+  __builtin_unreachable();
+}
+
+template const SphereKernels<float>& sphere_kernels();
+template const SphereKernels<bf16>& sphere_kernels();
 template const Kernels<float, float>& kernels();
 template const Kernels<bf16, bf16>& kernels();
 template const Kernels<float, bf16>& kernels();

@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "operators.h"
+#include "scratch.h"
 
 namespace macaron_ops {
 namespace {
@@ -131,7 +132,7 @@ Tensors backward(Tensor grad, Tensors inputs, Tensors kept, std::vector<int64_t>
 }  // namespace
 
 const Operator& operator_of(int64_t number) {
-  static const Operator* const operators[] = {&ffn_step};
+  static const Operator* const operators[] = {&ffn_step, &attend_step, &normalize_step, &sphere_attend_step};
   STD_TORCH_CHECK(number >= 0 && number < int64_t(std::size(operators)), "plan: no operator has the number ", number);
   return *operators[number];
 }
@@ -141,6 +142,7 @@ STABLE_TORCH_LIBRARY(macaron_ops_cpu, m) {
   m.def("backward(Tensor grad, Tensor[] inputs, Tensor[] kept, int[] needs, float[] plan) -> Tensor[]");
   m.def("isa() -> str");
   m.def("isas() -> str");
+  m.def("scratch_peak() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cpu, CPU, m) {
@@ -151,6 +153,7 @@ STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cpu, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cpu, CompositeExplicitAutograd, m) {
   m.impl("isa", TORCH_BOX(&isa_in_use));
   m.impl("isas", TORCH_BOX(&isas_here));
+  m.impl("scratch_peak", TORCH_BOX(&scratch_peak));
 }
 
 }  // namespace macaron_ops

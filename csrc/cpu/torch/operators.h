@@ -12,7 +12,7 @@ struct Operator {
   Tensors (*backward)(Call&, const Tensor& grad, Gradients&, const Tensor* saved);  // gradients.finish()
 };
 
-extern const Operator ffn_step;
+extern const Operator ffn_step, attend_step, normalize_step, sphere_attend_step;
 
 // In the order of OPERATORS of macaron_ops/ops/dispatch.py.
 const Operator& operator_of(int64_t number);

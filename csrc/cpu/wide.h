@@ -1,0 +1,66 @@
+// As many doubles as a Vec has floats: for sums over channels whose results are divided by, where two roundings to
+// float32 would be the largest error of an operator, and the arithmetic waits for memory.
+#pragma once
+
+#include "vec.h"
+
+namespace macaron_ops::MACARON_OPS_ISA {
+
+constexpr int kHalf = kLanes / 2;
+typedef double Doubles __attribute__((vector_size(8 * kHalf)));
+typedef float HalfVec __attribute__((vector_size(4 * kHalf)));
+
+struct Wide {
+  Doubles low, high;
+};
+
+MACARON_INLINE Wide operator+(Wide a, Wide b) { return {a.low + b.low, a.high + b.high}; }
+MACARON_INLINE Wide operator-(Wide a, Wide b) { return {a.low - b.low, a.high - b.high}; }
+MACARON_INLINE Wide operator*(Wide a, Wide b) { return {a.low * b.low, a.high * b.high}; }
+MACARON_INLINE Wide operator/(Wide a, Wide b) { return {a.low / b.low, a.high / b.high}; }
+
+MACARON_INLINE Wide wide(double x) { return {x - Doubles{}, x - Doubles{}}; }
+MACARON_INLINE Wide widened(Vec v) {
+  HalfVec halves[2];
+  std::memcpy(halves, &v, sizeof v);
+  return {__builtin_convertvector(halves[0], Doubles), __builtin_convertvector(halves[1], Doubles)};
+}
+MACARON_INLINE Vec narrowed(Wide w) {
+  const HalfVec halves[2] = {__builtin_convertvector(w.low, HalfVec), __builtin_convertvector(w.high, HalfVec)};
+  Vec v;
+  std::memcpy(&v, halves, sizeof v);
+  return v;
+}
+
+// `yes` where a >= b, else `no`; at_least keeps a NaN in x.
+MACARON_INLINE Wide where_at_least(Wide a, Wide b, Wide yes, Wide no) {
+  return {a.low >= b.low ? yes.low : no.low, a.high >= b.high ? yes.high : no.high};
+}
+MACARON_INLINE Wide at_least(Wide x, Wide low) {
+  return {x.low < low.low ? low.low : x.low, x.high < low.high ? low.high : x.high};
+}
+MACARON_INLINE Doubles square_root(Doubles x) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_sqrt_pd((__m256d)x);
+#else
+  return Doubles{__builtin_sqrt(x[0]), __builtin_sqrt(x[1])};
+#endif
+}
+MACARON_INLINE Wide square_root(Wide x) { return {square_root(x.low), square_root(x.high)}; }
+MACARON_INLINE double sum(Wide x) {
+  const Doubles both = x.low + x.high;
+  double s = 0.0;
+  for (int i = 0; i < kHalf; ++i) s += both[i];
+  return s;
+}
+
+MACARON_INLINE Wide load_wide(const double* p) {
+  Wide w;
+  std::memcpy(&w, p, sizeof w);
+  return w;
+}
+MACARON_INLINE void store_wide(double* p, Wide w) { std::memcpy(p, &w, sizeof w); }
+
+}  // namespace macaron_ops::MACARON_OPS_ISA
