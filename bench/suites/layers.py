@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import flops, products
 from ..correctness import Yardstick
-from ..eager import EAGER_LAYERS, SCHEMES, randomize_
+from ..eager import EAGER_LAYERS, SCHEMES, avoid_kinks_, randomize_
 from ..group import COMPILED, EAGER, OURS, PRODUCTS, Group, Ready, Variant, backend_names, gradients, on_backend
 from ..options import DTYPES, Options
 from ..presets import PRESETS, Preset
@@ -117,6 +117,9 @@ def _build(
     x, grad = (torch.randn(*size, preset.width, device=device).to(dtype) for _ in range(2))
     x.requires_grad_(direction != "forward")
     eager = {scheme: eager_layer(preset, scheme, device, dtype, options.seed) for scheme in SCHEMES}
+    if preset.activation == "relu" and x.requires_grad:
+        for layer in eager.values():
+            avoid_kinks_(layer, x.detach())
 
     @cache
     def yardstick(scheme: str) -> Yardstick:

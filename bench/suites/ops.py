@@ -220,7 +220,7 @@ def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
 
 
 def _backends(case: Case, options: Options) -> tuple[str, ...]:
-    """The reference, where its calls take seconds, only if asked for or, unless they are many, if nothing else can run."""
+    """The reference, where its calls take seconds, only if asked for or, but for the many, if nothing else can run."""
     names = backend_names(options)
     if options.backends or not case.min_rounds:
         return names
@@ -237,6 +237,9 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int)
             torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
         )
         inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(device, dtype)
+    if case.shape.get("activation") == "relu":
+        names = ("x", "w_in", "b_in", "norm_weight", "norm_bias")
+        inputs["b_in"] += eager.kink_shift(*(inputs[name].double() for name in names)).to(dtype)
     return inputs
 
 

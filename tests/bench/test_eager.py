@@ -11,6 +11,7 @@ from macaron_ops.bench import flops, presets
 from macaron_ops.bench.eager import (
     EagerLieTrotterLayer,
     EagerStrangLayer,
+    avoid_kinks_,
     randomize_,
     sphere_attend_step,
     sphere_attend_step_keops,
@@ -68,6 +69,32 @@ def test_flops_are_those_that_torch_counts(layer, direction):
         if direction == "forward+backward":
             y.sum().backward()
     assert flops.of_pass(flops.layer_flops(B, T, D, HIDDEN), direction) == counter.get_total_flops()
+
+
+def test_no_hidden_unit_is_within_rounding_of_the_kink_of_relu():
+    layer = randomize_(EagerStrangLayer(D, HEADS, HIDDEN, "relu"), 0)
+    x = torch.randn(B, T, D)
+
+    def pre_activations():
+        found, feed = [], EagerStrangLayer.feed
+
+        def watched(x, w_in, w_out, norm, step):
+            found.append(w_in(norm(x)))
+            return feed(layer, x, w_in, w_out, norm, step)
+
+        layer.feed = watched
+        layer(x)
+        del layer.feed
+        return found
+
+    for kink, bias in zip(pre_activations(), (layer.macaron_linear1.bias, layer.linear1.bias), strict=True):
+        with torch.no_grad():
+            bias[0] -= kink[0, 0, 0]  # now a unit is at the kink
+    before = [bias.clone() for bias in (layer.macaron_linear1.bias, layer.linear1.bias)]
+    avoid_kinks_(layer, x)
+    assert all(hidden.abs().min() > 1e-4 for hidden in pre_activations())
+    for old, new in zip(before, (layer.macaron_linear1.bias, layer.linear1.bias), strict=True):
+        assert (old - new).abs().max() <= 1.001e-3
 
 
 def test_the_forms_of_sphere_attend_step_are_one_function():
