@@ -71,13 +71,14 @@ def _layers(rows: list[Row]) -> Iterable[str]:
         best = max(ours, key=lambda variant: _mean(ours[variant].values()))
         what = f"{best} is {compared(_mean(ours[best].values()))} eager Lie-Trotter ({_range(ours[best])})"
         yield f"Best macaron_ops layer, {direction} in {dtype}: {what}."
-        memory = _activations(rows, dtype, direction)
-        if memory:
-            leanest = min(memory, key=lambda variant: _mean(memory[variant].values()))
+        memory, kept = (_memory(rows, dtype, direction, name) for name in ("activation_bytes", "kept_bytes"))
+        if memory and kept:
+            leanest = min(kept, key=lambda variant: _mean(kept[variant].values()))
             yield (
-                f"Leanest macaron_ops layer, {direction} in {dtype}: {leanest} takes "
-                f"{_mean(memory[leanest].values()):.2f}x the activation memory of eager Lie-Trotter "
-                f"({_range(memory[leanest])}), its speed is {_mean(ours[leanest].values()):.2f}x."
+                f"Leanest macaron_ops layer, {direction} in {dtype}: {leanest} keeps "
+                f"{_mean(kept[leanest].values()):.2f}x as much for the backward as eager Lie-Trotter "
+                f"({_range(kept[leanest])}) and takes {_mean(memory[leanest].values()):.2f}x the activation memory "
+                f"({_range(memory[leanest])}); its speed is {_mean(ours[leanest].values()):.2f}x."
             )
 
 
@@ -115,13 +116,12 @@ def _room(rows: list[Row]) -> Iterable[str]:
         yield f"Room for fusion, {direction} in {dtype}: {what}."
 
 
-def _activations(rows: list[Row], dtype: str, direction: str) -> dict[str, dict[str, float]]:
-    """{variant of ours: {preset: activation memory / eager Lie-Trotter's}}."""
+def _memory(rows: list[Row], dtype: str, direction: str, name: str) -> dict[str, dict[str, float]]:
+    """{variant of ours: {preset: memory / eager Lie-Trotter's}}."""
     weighed = {
-        (row["variant"], row["subject"]): row["memory"]["activation_bytes"]
+        (row["variant"], row["subject"]): row["memory"][name]
         for row in rows
-        if (row["suite"], row["dtype"], row["pass"]) == ("layers", dtype, direction)
-        and (row["memory"] or {}).get("activation_bytes")
+        if (row["suite"], row["dtype"], row["pass"]) == ("layers", dtype, direction) and (row["memory"] or {}).get(name)
     }
     found = defaultdict(dict)
     for (variant, subject), taken in weighed.items():

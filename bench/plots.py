@@ -208,7 +208,8 @@ def _by_pass(
         axes.set_title(direction, color=theme.ink, fontsize=10, loc="left", fontweight="bold")
         if reference is None:
             axes.set_xlim(left=0)
-        elif axes.get_xlim()[1] > _WIDE * reference:
+    if reference is not None and max(axes.get_xlim()[1] for axes in panels[0]) > _WIDE * reference:
+        for axes in panels[0]:
             _logarithmic(axes)
     _legend(figure, {name: handles[name] for name in variants if name in handles}, theme)
     return figure

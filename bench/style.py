@@ -56,6 +56,7 @@ tbody tr:hover { background: var(--soft); }
 td.faster, .improvement { color: var(--good); }
 td.slower, .regression { color: var(--bad); }
 td.same { color: var(--muted); }
+.goals th, .goals td { white-space: normal; }
 tr.bad td { text-align: left; color: var(--bad); white-space: normal; }
 .changes { padding-left: 20px; font-size: 14px; }
 details { margin: 12px 0; }
