@@ -57,13 +57,46 @@ struct Projected {
   AllHeads<WordT> q, k, v;
 };
 
-// The words of the queries (or keys, values) of some sequences: those of the whole call that were given, or a buffer.
-template <class WordT>
-static AllHeads<WordT> heads_of(void* whole_call, const Sequences& s, WordT* buffer, int64_t heads, const HeadPanels& at,
-                                bool by_token) {
-  WordT* words = static_cast<WordT*>(whole_call);
-  return {words == nullptr ? buffer : words + s.first * heads * at.words(), heads, at, by_token};
-}
+// The heads of some sequences as they were projected, where they were saved or in buffers, and with their positions.
+template <class X, class W>
+struct ProjectedHeads {
+  using WordT = Word<W>;
+  bool saved;
+  int64_t q_words, kv_words;
+  Buffer<WordT> own_q, own_k, own_v, positioned_q, positioned_k;
+  Projected<WordT> projected, heads;
+
+  ProjectedHeads(const Host& host, const AttendCall<X, W>& call, const Sequences& s)
+      : saved(call.a.saved_q != nullptr),
+        q_words(s.count * call.a.heads * call.q.words() + kSlack),
+        kv_words(s.count * call.a.kv_heads * call.kv.words() + kSlack),
+        own_q(host, saved ? 0 : q_words),
+        own_k(host, saved ? 0 : kv_words),
+        own_v(host, saved ? 0 : kv_words),
+        positioned_q(host, call.positions ? q_words : 0),
+        positioned_k(host, call.positions ? kv_words : 0),
+        projected{of(call.a.saved_q, s, own_q, call.a.heads, call.q, false),
+                  of(call.a.saved_k, s, own_k, call.a.kv_heads, call.kv, false),
+                  of(call.a.saved_v, s, own_v, call.a.kv_heads, call.kv, true)},
+        heads(projected) {
+    if (!call.positions) return;
+    heads.q.words = positioned_q;
+    heads.k.words = positioned_k;
+  }
+
+  void position(const Host& host, const AttendCall<X, W>& call, const Sequences& s) const {
+    if (!call.positions) return;
+    position_heads(host, call.positions, projected.q, s.count, heads.q);
+    position_heads(host, call.positions, projected.k, s.count, heads.k);
+  }
+
+ private:
+  static AllHeads<WordT> of(void* whole_call, const Sequences& s, WordT* own, int64_t heads, const HeadPanels& at,
+                            bool by_token) {
+    WordT* words = static_cast<WordT*>(whole_call);
+    return {words == nullptr ? own : words + s.first * heads * at.words(), heads, at, by_token};
+  }
+};
 
 // Projections of N(x), or of the context, to heads. Columns of it, too, where these are not null.
 template <class W, class T>

@@ -33,22 +33,9 @@ void forward_sequences(const Host& host, const AttendCall<X, W>& call, const Seq
   using WordT = Word<W>;
   const AttendStep<X, W>& a = call.a;
   const int64_t panels = ceil_div(s.count * a.tokens, kPanel), channels = call.channels();
-  const int64_t q_words = s.count * a.heads * call.q.words() + kSlack, kv_words = s.count * a.kv_heads * call.kv.words() + kSlack;
-  const bool saves = a.saved_q != nullptr;
-  const Buffer<WordT> own_q(host, saves ? 0 : q_words), own_k(host, saves ? 0 : kv_words), own_v(host, saves ? 0 : kv_words);
-  const Projected<WordT> projected{heads_of<WordT>(a.saved_q, s, own_q, a.heads, call.q, false),
-                                   heads_of<WordT>(a.saved_k, s, own_k, a.kv_heads, call.kv, false),
-                                   heads_of<WordT>(a.saved_v, s, own_v, a.kv_heads, call.kv, true)};
-  project_sequences(host, call, s, &projected, {});
-
-  Projected<WordT> heads = projected;
-  const Buffer<WordT> positioned_q(host, call.positions ? q_words : 0), positioned_k(host, call.positions ? kv_words : 0);
-  if (call.positions) {
-    heads.q.words = positioned_q;
-    heads.k.words = positioned_k;
-    position_heads(host, call.positions, projected.q, s.count, heads.q);
-    position_heads(host, call.positions, projected.k, s.count, heads.k);
-  }
+  const ProjectedHeads<X, W> own(host, call, s);
+  project_sequences(host, call, s, &own.projected, {});
+  own.position(host, call, s);
 
   W* saved = a.saved_attended == nullptr ? nullptr : a.saved_attended + s.first * a.tokens / kPanel * channels * kPanel;
   constexpr bool one_kind = sizeof(WordT) == sizeof(W);  // words are elements
@@ -59,7 +46,7 @@ void forward_sequences(const Host& host, const AttendCall<X, W>& call, const Seq
     if (saved != nullptr) words = saved, elements = nullptr;
   if (saved != nullptr && s.count * a.tokens % kPanel != 0)  // lanes beyond the last token are read, and must be numbers
     for (int64_t i = (panels - 1) * channels * kPanel; i < panels * channels * kPanel; i += kLanes) store(saved + i, Vec{});
-  attend(host, call, s, heads, TokenPanels<WordT, W>{words, elements, channels});
+  attend(host, call, s, own.heads, TokenPanels<WordT, W>{words, elements, channels});
 
   const int64_t at = s.first * a.tokens * a.width;
   finish(host, call, s, words, a.y + at, a.saved_total == nullptr ? nullptr : a.saved_total + at);

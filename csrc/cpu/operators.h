@@ -129,7 +129,8 @@ struct AttendStep {
   bool causal;
   const X* x;        // (B, T, width)
   const W* context;  // (B, S, source_width); null: keys and values come from N(x)
-  const W *w_q, *w_k, *w_v;      // (heads head_dim, width), (kv_heads head_dim, source_width) twice
+  bool packed;       // q's, k's and v's weights are one matrix, and so are their gradients; biases alike
+  const W *w_q, *w_k, *w_v;  // (heads head_dim, width), (kv_heads head_dim, source_width) twice
   const float *b_q, *b_k, *b_v;
   const W* w_out;      // (width, heads head_dim)
   const float* b_out;  // (width,)

@@ -56,7 +56,8 @@ AttendStep<X, W> arguments(Call& call) {
   a.context = call.data<W>(context);
   if (call.has(context) && a.context == nullptr) a.context = a.w_q;  // an empty one: nothing of it is read
   a.b_q = call.floats(b_q);
-  if (call.has(w_k)) {
+  a.packed = !call.has(w_k);
+  if (!a.packed) {
     a.w_k = call.data<W>(w_k);
     a.w_v = call.data<W>(w_v);
     a.b_k = call.floats(b_k);
@@ -154,7 +155,7 @@ Tensors backward(Call& call, const Tensor& grad, Gradients& gradients, const Ten
     a.grad_context = gradients.data<W>(1 + context);
     a.grad_w_q = gradients.data<W>(1 + w_q);
     a.grad_b_q = gradients.floats(1 + b_q);
-    if (call.has(w_k)) {
+    if (!a.packed) {
       a.grad_w_k = gradients.data<W>(1 + w_k);
       a.grad_w_v = gradients.data<W>(1 + w_v);
       a.grad_b_k = gradients.floats(1 + b_k);
