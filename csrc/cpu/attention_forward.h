@@ -174,8 +174,9 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
     }
   }
   for (int v = 0; v < vectors; ++v) {
-    // A query that sees no key attends to nothing.
-    const Vec factor = choose(total[v] == 0.f, Vec{}, 1.f / total[v]);
+    // A query that sees no key attends to nothing. Without anything that could hide keys a sum of 0 comes from scores that
+    // are -inf themselves: NaN, as a softmax gives.
+    const Vec factor = a.see.can_hide() ? choose(total[v] == 0.f, Vec{}, 1.f / total[v]) : 1.f / total[v];
     for (int64_t c = 0; c < head_dim; ++c) {
       float* at = out + c * kPanel + v * kLanes;
       store(at, first ? Vec{} : load(at) * factor);

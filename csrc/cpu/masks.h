@@ -61,6 +61,7 @@ struct Visibility {
   // Whether all these queries see all these keys as far as intervals say.
   bool whole(Range q, Range k) const { return lower(q.end - 1) <= k.begin && k.end <= upper(q.begin); }
 
+  bool can_hide() const { return has_given() || causal || first != nullptr; }
   bool has_given() const { return given.pairs_blocked || given.pairs_bias || given.keys_blocked || given.keys_bias; }
 
   // The given masks' tile of kPanel lanes a row: rows are keys and lanes are queries, or the other way round.

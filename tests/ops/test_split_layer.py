@@ -249,7 +249,9 @@ def test_float32_norm_parameters_beside_a_narrower_x(parameters):
     """Mixed models keep their norms in float32; under autocast they are not rounded either."""
     weights = [t.detach().bfloat16() for t in parameters["first"]]
     x, norm_weight = torch.randn(4, D, dtype=torch.bfloat16), (1 + 1e-3 * torch.randn(D)).requires_grad_()
-    assert torch.autograd.grad(ffn_step(x, *weights, norm_weight=norm_weight).sum(), norm_weight)[0].dtype == torch.float32
+    assert (
+        torch.autograd.grad(ffn_step(x, *weights, norm_weight=norm_weight).sum(), norm_weight)[0].dtype == torch.float32
+    )
     with macaron_ops.use_backend("reference"):  # which rounds no operand of the products
         expected = ffn_step(x.float(), *(w.float() for w in weights), norm_weight=norm_weight).bfloat16()
         assert torch.equal(ffn_step(x, *weights, norm_weight=norm_weight), expected)

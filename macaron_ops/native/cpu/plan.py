@@ -10,6 +10,7 @@ of options, the options. A name among the options is its place in ``NAMES``; ``c
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
+from typing import get_type_hints
 
 import torch
 from torch import Tensor
@@ -95,7 +96,8 @@ def _encode(steps: Sequence, save: Sequence[str]) -> list[float]:
 
 def _substep(operator: str, joins: bool, save: str, slots: Sequence[int], options: tuple) -> list[float]:
     numbers = [
-        NAMES[name].index(value) if name in NAMES else value for name, value in zip(options._fields, options, strict=True)
+        NAMES[name].index(value) if name in NAMES else value
+        for name, value in zip(options._fields, options, strict=True)
     ]
     head = [OPERATORS.index(operator), joins, SAVE.index(save), len(slots), *slots, len(numbers), *numbers]
     return [float(number) for number in head]
@@ -111,11 +113,12 @@ def _decode(plan: Sequence[float]):
     for first in numbers:
         operator, joins, save = OPERATORS[int(first)], bool(next(numbers)), SAVE[count()]
         slots = [count() for _ in range(count())]
-        fields = _reference(operator).Options._fields
-        if count() != len(fields):
-            raise ValueError(f"plan: expected {len(fields)} options of {operator}")
-        values = [NAMES[f][count()] if f in NAMES else next(numbers) for f in fields]
-        yield operator, joins, save, slots, _reference(operator).Options._make(values)
+        options = _reference(operator).Options
+        if count() != len(options._fields):
+            raise ValueError(f"plan: expected {len(options._fields)} options of {operator}")
+        types = get_type_hints(options)
+        values = [NAMES[f][count()] if f in NAMES else types[f](next(numbers)) for f in options._fields]
+        yield operator, joins, save, slots, options._make(values)
 
 
 def _reference(operator: str) -> ModuleType:
