@@ -13,8 +13,8 @@ The package itself may have
     why_unusable() -> str | None     why nothing of it can run in this process
     forward, backward                a whole list of substeps in one call, as :mod:`macaron_ops.ops.run` makes them
 
-Adding a kernel is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through ``slower``: they look at
-shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.
+Adding a kernel is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through
+``slower``: they look at shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.
 """
 
 import importlib
