@@ -1,4 +1,4 @@
-"""The backend ``native``: C++ kernels for the CPU (``csrc/cpu``). One file per operator; :mod:`plan` calls the library."""
+"""The backend ``native``: C++ kernels for the CPU. One file per operator; :mod:`plan` calls the kernels."""
 
 from macaron_ops.native import why_not_loaded as why_unusable
 
