@@ -14,30 +14,51 @@ struct Range {
 
 constexpr float kNever = -__builtin_inff();  // as a score: the key is not seen
 
-// tile[r][l] (+)= the mask's element at p + r row + l lane, for `rows` rows and `lanes` lanes; true is kNever.
-MACARON_INLINE float mask_value(bool blocked) { return blocked ? kNever : 0.f; }
-MACARON_INLINE float mask_value(float bias) { return bias; }
-MACARON_INLINE float mask_value(bf16 bias) { return to_float(bias); }
+// `count` elements of a mask side by side, zeros beyond; true is kNever.
+MACARON_INLINE Vec load_mask(const float* p, int64_t count) { return load_part(p, count); }
+MACARON_INLINE Vec load_mask(const bf16* p, int64_t count) { return load_part(p, count); }
+MACARON_INLINE Vec load_mask(const bool* p, int64_t count) {
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  Bytes bytes = {};
+  if (count >= kLanes) std::memcpy(&bytes, p, sizeof bytes);
+  else
+    for (int64_t i = 0; i < count; ++i) bytes[i] = p[i];
+  return choose(__builtin_convertvector(bytes, VecI) != 0, broadcast(kNever), Vec{});
+}
 
+// A blocked key stays blocked whatever is added to it: also +inf.
+MACARON_INLINE void add_mask(float* at, Vec mask) {
+  const Vec before = load(at);
+  store(at, choose((before == kNever) | (mask == kNever), broadcast(kNever), before + mask));
+}
+
+// tile[r][l] += the mask's element at p + r row + l lane, for `rows` rows and `lanes` lanes.
 template <class T>
 static void add_mask(const T* p, int64_t row, int64_t lane, int64_t rows, int64_t lanes, float* tile) {
-  // A blocked key stays blocked whatever is added to it: also +inf.
-  auto plus = [](float a, float b) { return a == kNever || b == kNever ? kNever : a + b; };
-  if (lane == 0) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const float value = mask_value(p[r * row]);
-      for (int64_t l = 0; l < lanes; ++l) tile[r * kPanel + l] = plus(tile[r * kPanel + l], value);
-    }
-  } else if (lane == 1) {
+  if (lane == 0 || lane == 1) {
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t l = 0; l < lanes; ++l) tile[r * kPanel + l] = plus(tile[r * kPanel + l], mask_value(p[r * row + l]));
-  } else {
-    for (int64_t l = 0; l < lanes; ++l)
-      for (int64_t r = 0; r < rows; ++r) {
-        float& at = tile[r * kPanel + l];
-        at = plus(at, mask_value(p[r * row + l * lane]));
+      for (int64_t l = 0; l < lanes; l += kLanes) {
+        const Vec mask = lane == 0 ? broadcast(load_mask(p + r * row, 1)[0]) : load_mask(p + r * row + l, lanes - l);
+        add_mask(tile + r * kPanel + l, mask);
       }
+    return;
   }
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int64_t l = 0; l < lanes; l += kLanes) {
+      Vec v[kLanes];  // of each lane the elements of kLanes rows
+      for (int i = 0; i < kLanes; ++i) {
+        v[i] = Vec{};
+        if (l + i >= lanes) continue;
+        const T* at = p + (l + i) * lane + r * row;
+        if (row == 1) {
+          v[i] = load_mask(at, rows - r);
+        } else {
+          for (int j = 0; j < kLanes && r + j < rows; ++j) v[i][j] = load_mask(at + j * row, 1)[0];
+        }
+      }
+      transpose(v);
+      for (int i = 0; i < kLanes && r + i < rows; ++i) add_mask(tile + (r + i) * kPanel + l, v[i]);
+    }
 }
 
 template <class X>
