@@ -3,8 +3,9 @@
 //   y = S(x + step v(x, u)),    S(z) = z / max(|z|, eps)
 //   v = u - <u, x> x  (tangent),    S(u) - x  (difference),    u  (ambient)
 //
-// Rows are read three or four times from the first cache rather than kept, and everything between what is read and what
-// is written is double. Wide rows go one by one, with channels in lanes; narrow ones side by side, with rows in lanes.
+// Rows are read three or four times from the first cache rather than kept. Wide ones go one by one, with channels in
+// lanes. Narrow ones go side by side, with rows in lanes, and in double: their sums are short, and the roundings between
+// them would be most of the error.
 #pragma once
 
 #include "panel.h"
@@ -40,24 +41,36 @@ static void rows_of_panel(const float* panel, int64_t count, int64_t width, X* r
 
 // -- the two layouts: `steps` vectors make up one row, or kLanes rows ------------------------------------------------
 
+MACARON_INLINE Vec square_root(Vec x) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)x);
+#else
+  return Vec{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
+#endif
+}
+MACARON_INLINE Vec where_at_least(Vec a, Vec b, Vec yes, Vec no) { return choose(a >= b, yes, no); }
+
 struct ChannelsInLanes {
+  using Number = Vec;
   int64_t width, steps;
 
   explicit ChannelsInLanes(int64_t width) : width(width), steps(ceil_div(width, kLanes)) {}
+  static Vec constant(float value) { return broadcast(value); }
   template <class T>
-  Wide load(const T* row, int64_t i) const { return widened(load_part(row + i * kLanes, width - i * kLanes)); }
+  Vec load(const T* row, int64_t i) const { return load_part(row + i * kLanes, width - i * kLanes); }
   template <class T>
-  void store(T* row, int64_t i, Wide w) const {
-    store_part(row + i * kLanes, narrowed(w), width - i * kLanes);
+  void store(T* row, int64_t i, Vec v) const { store_part(row + i * kLanes, v, width - i * kLanes); }
+  Vec step(const Move& move, int64_t i) const {
+    return move.channel_step != nullptr ? load(move.channel_step, i) : broadcast(move.step);
   }
-  Wide step(const Move& move, int64_t i) const {
-    return move.channel_step != nullptr ? load(move.channel_step, i) : wide(move.step);
-  }
-  Wide total(Wide lanes) const { return wide(sum(lanes)); }
-  Wide rows_there(Wide w) const { return w; }
+  Vec total(Vec lanes) const { return broadcast(sum(lanes)); }
+  Wide term(Vec v) const { return widened(v); }
 };
 
 struct RowsInLanes {
+  using Number = Wide;
   int64_t steps;
   Wide there;  // 1 in lanes that hold a row, else 0
 
@@ -67,60 +80,66 @@ struct RowsInLanes {
       there.high[i] = i + kHalf < count;
     }
   }
+  static Wide constant(double value) { return broadcast_wide(value); }
   Wide load(const float* lanes, int64_t i) const { return widened(MACARON_OPS_ISA::load(lanes + i * kPanel)); }
   void store(float* lanes, int64_t i, Wide w) const { MACARON_OPS_ISA::store(lanes + i * kPanel, narrowed(w)); }
   Wide step(const Move& move, int64_t i) const {
-    return wide(move.channel_step != nullptr ? move.channel_step[i] : move.step);
+    return constant(move.channel_step != nullptr ? move.channel_step[i] : move.step);
   }
   Wide total(Wide lanes) const { return lanes; }
-  Wide rows_there(Wide w) const { return where_at_least(there, wide(1.0), w, wide(0.0)); }
+  Wide term(Wide w) const { return where_at_least(there, constant(1.0), w, constant(0.0)); }
 };
 
 // sum_c term(c)
 template <class Layout, class Term>
-MACARON_INLINE Wide sum_over(const Layout& layout, const Term& term) {
-  Wide total = wide(0.0);
+MACARON_INLINE typename Layout::Number sum_over(const Layout& layout, const Term& term) {
+  auto total = Layout::constant(0.f);
   for (int64_t i = 0; i < layout.steps; ++i) total = total + term(i);
   return layout.total(total);
 }
+// max(|z|, eps) of |z|^2, which stays NaN where it is.
+template <class Number>
+MACARON_INLINE Number clamped(Number length, Number eps) { return where_at_least(eps, length, eps, length); }
 
 // -- the step --------------------------------------------------------------------------------------------------------
 
 // z = x + step v, vector by vector.
 template <Direction direction, class Layout, class X, class U>
 struct Moved {
+  using Number = typename Layout::Number;
+
   const Layout& layout;
   const Move& move;
   const X* x;
   const U* u;
-  Wide along;           // tangent: <u, x>
-  Wide inverse, outer;  // difference: 1 / max(|u|, eps), and the same where |u| >= eps, else 0
+  Number along;           // tangent: <u, x>
+  Number inverse, outer;  // difference: 1 / max(|u|, eps), and the same where |u| >= eps, else 0
 
-  Moved(const Layout& layout, const Move& move, const X* x, const U* u)
-      : layout(layout), move(move), x(x), u(u), along(wide(0.0)), inverse(along), outer(along) {
+  Moved(const Layout& layout, const Move& move, const X* x, const U* u) : layout(layout), move(move), x(x), u(u) {
+    along = inverse = outer = Layout::constant(0.f);
     if constexpr (direction == Direction::tangent)
       along = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(x, i); });
     if constexpr (direction == Direction::difference) {
-      const Wide square = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(u, i); });
-      const Wide length = square_root(square), eps = wide(move.eps);
-      inverse = wide(1.0) / at_least(length, eps);
-      outer = where_at_least(length, eps, inverse, wide(0.0));
+      const Number square = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(u, i); });
+      const Number length = square_root(square), eps = Layout::constant(move.eps);
+      inverse = Layout::constant(1.f) / clamped(length, eps);
+      outer = where_at_least(length, eps, inverse, outer);
     }
   }
-  Wide velocity(int64_t i) const {
-    const Wide to = layout.load(u, i);
+  Number velocity(int64_t i) const {
+    const Number to = layout.load(u, i);
     if constexpr (direction == Direction::tangent) return to - along * layout.load(x, i);
     if constexpr (direction == Direction::difference) return to * inverse - layout.load(x, i);
     return to;
   }
-  Wide operator()(int64_t i) const { return layout.load(x, i) + layout.step(move, i) * velocity(i); }
+  Number operator()(int64_t i) const { return layout.load(x, i) + layout.step(move, i) * velocity(i); }
 };
 
 template <Direction direction, class Layout, class X, class U, class Y>
 static void move_in(const Layout& layout, const Move& move, const X* x, const U* u, Y* y) {
   const Moved<direction, Layout, X, U> z(layout, move, x, u);
-  const Wide square = sum_over(layout, [&](int64_t i) { return z(i) * z(i); });
-  const Wide inverse = wide(1.0) / at_least(square_root(square), wide(move.eps));
+  const auto square = sum_over(layout, [&](int64_t i) { return z(i) * z(i); });
+  const auto inverse = Layout::constant(1.f) / clamped(square_root(square), Layout::constant(move.eps));
   for (int64_t i = 0; i < layout.steps; ++i) layout.store(y, i, z(i) * inverse);
 }
 
@@ -132,32 +151,35 @@ static void move_in(const Layout& layout, const Move& move, const X* x, const U*
 template <Direction direction, class Layout, class G, class X, class U, class GX, class GU>
 static void move_backward_in(const Layout& layout, const Move& move, const G* grad, const X* x, const U* u,
                              GX* grad_x, GU* grad_u, double* steps) {
+  using Number = typename Layout::Number;
   const Moved<direction, Layout, X, U> z(layout, move, x, u);
-  Wide square = wide(0.0), along_z = square;
+  const Number zero = Layout::constant(0.f);
+  Number square = zero, along_z = zero;
   for (int64_t i = 0; i < layout.steps; ++i) {
-    const Wide at = z(i);
+    const Number at = z(i);
     square = square + at * at;
     along_z = along_z + layout.load(grad, i) * at;
   }
   square = layout.total(square);
   along_z = layout.total(along_z);
-  const Wide length = square_root(square), eps = wide(move.eps), inverse = wide(1.0) / at_least(length, eps);
-  const Wide radial = where_at_least(length, eps, along_z * inverse * inverse, wide(0.0));
+  const Number length = square_root(square), eps = Layout::constant(move.eps);
+  const Number inverse = Layout::constant(1.f) / clamped(length, eps);
+  const Number radial = where_at_least(length, eps, along_z * inverse * inverse, zero);
   const auto grad_z = [&](int64_t i) { return (layout.load(grad, i) - z(i) * radial) * inverse; };
   const auto grad_v = [&](int64_t i) { return layout.step(move, i) * grad_z(i); };
   if (steps != nullptr)
     for (int64_t i = 0; i < layout.steps; ++i) {
       double* to = steps + (move.channel_step != nullptr ? i * kLanes : 0);
-      store_wide(to, load_wide(to) + layout.rows_there(grad_z(i) * z.velocity(i)));
+      store_wide(to, load_wide(to) + layout.term(grad_z(i) * z.velocity(i)));
     }
-  Wide along = wide(0.0);  // <dv, x>, or <dv, S(u)> / |u|
+  Number along = zero;  // <dv, x>, or <dv, S(u)> / |u|
   if constexpr (direction == Direction::tangent)
     along = sum_over(layout, [&](int64_t i) { return grad_v(i) * layout.load(x, i); });
   if constexpr (direction == Direction::difference)
     along = sum_over(layout, [&](int64_t i) { return grad_v(i) * layout.load(u, i); }) * z.outer * z.inverse;
   for (int64_t i = 0; i < layout.steps; ++i) {
-    const Wide d_z = grad_z(i), d_v = layout.step(move, i) * d_z;
-    Wide d_x = d_z, d_u = d_v;
+    const Number d_z = grad_z(i), d_v = layout.step(move, i) * d_z;
+    Number d_x = d_z, d_u = d_v;
     if constexpr (direction == Direction::tangent) {
       d_x = d_z - along * layout.load(u, i) - z.along * d_v;
       d_u = d_v - along * layout.load(x, i);

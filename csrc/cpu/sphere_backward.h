@@ -95,7 +95,7 @@ class SphereBackward {
       const int64_t row = b * a_.rows + first + i;
       const float total = a_.saved_total[row];
       Element* g = grad_u_.rows(b) + (first + i) * width;
-      Wide along = wide(0.0);
+      Wide along = broadcast_wide(0.0);
       for (int64_t c = 0; c < width; c += kLanes) {
         const int64_t there = larger<int64_t>(a_.width - c, 0), padded = width - c;
         store_part(g + c, load_part(grad_u + i * a_.width + c, there) / total, padded);

@@ -1,5 +1,4 @@
-// As many doubles as a Vec has floats: for sums over channels whose results are divided by, where two roundings to
-// float32 would be the largest error of an operator, and the arithmetic waits for memory.
+// As many doubles as a Vec has floats, for the few sums whose rounding to float32 would be an operator's largest error.
 #pragma once
 
 #include "vec.h"
@@ -19,25 +18,23 @@ MACARON_INLINE Wide operator-(Wide a, Wide b) { return {a.low - b.low, a.high - 
 MACARON_INLINE Wide operator*(Wide a, Wide b) { return {a.low * b.low, a.high * b.high}; }
 MACARON_INLINE Wide operator/(Wide a, Wide b) { return {a.low / b.low, a.high / b.high}; }
 
-MACARON_INLINE Wide wide(double x) { return {x - Doubles{}, x - Doubles{}}; }
-MACARON_INLINE Wide widened(Vec v) {
-  HalfVec halves[2];
-  std::memcpy(halves, &v, sizeof v);
-  return {__builtin_convertvector(halves[0], Doubles), __builtin_convertvector(halves[1], Doubles)};
+MACARON_INLINE Wide broadcast_wide(double x) { return {x - Doubles{}, x - Doubles{}}; }
+template <size_t... i>
+MACARON_INLINE Wide widened(Vec v, IndexSequence<i...>) {
+  return {__builtin_convertvector(__builtin_shufflevector(v, v, int(i)...), Doubles),
+          __builtin_convertvector(__builtin_shufflevector(v, v, int(i) + kHalf...), Doubles)};
 }
-MACARON_INLINE Vec narrowed(Wide w) {
-  const HalfVec halves[2] = {__builtin_convertvector(w.low, HalfVec), __builtin_convertvector(w.high, HalfVec)};
-  Vec v;
-  std::memcpy(&v, halves, sizeof v);
-  return v;
+MACARON_INLINE Wide widened(Vec v) { return widened(v, MakeIndexSequence<kHalf>{}); }
+template <size_t... i>
+MACARON_INLINE Vec narrowed(Wide w, IndexSequence<i...>) {
+  return __builtin_shufflevector(__builtin_convertvector(w.low, HalfVec), __builtin_convertvector(w.high, HalfVec),
+                                 int(i)...);
 }
+MACARON_INLINE Vec narrowed(Wide w) { return narrowed(w, MakeIndexSequence<kLanes>{}); }
 
-// `yes` where a >= b, else `no`; at_least keeps a NaN in x.
+// `yes` where a >= b, else `no`.
 MACARON_INLINE Wide where_at_least(Wide a, Wide b, Wide yes, Wide no) {
   return {a.low >= b.low ? yes.low : no.low, a.high >= b.high ? yes.high : no.high};
-}
-MACARON_INLINE Wide at_least(Wide x, Wide low) {
-  return {x.low < low.low ? low.low : x.low, x.high < low.high ? low.high : x.high};
 }
 MACARON_INLINE Doubles square_root(Doubles x) {
 #if defined(__AVX512F__)
