@@ -4,6 +4,7 @@ one autograd node that keeps what its memory policy says."""
 import pytest
 import torch
 
+import macaron_ops
 from macaron_ops.nn import AttendStep, SplitLayer
 from macaron_ops.splitting import CATALOGUE, AffineSplitting, Splitting
 from tests import twins
@@ -81,10 +82,15 @@ def test_lean_equals_fast_and_keeps_less(name, dtype):
     x = torch.randn(2, 16, 32, dtype=dtype, requires_grad=True)
     results = [output_and_grads(layer, x) for layer in (lean, fast)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    parameters = sum(p.numel() for p in fast.parameters()) * x.element_size()
-    activations = [kept_bytes(lambda layer=layer: layer(x)) - parameters for layer in (lean, fast)]
     hidden_and_qkv = x.numel() * x.element_size() * (4 + 3)
-    assert activations[1] - activations[0] == hidden_and_qkv
+
+    def saving():
+        kept = [kept_bytes(lambda layer=layer: layer(x)) for layer in (lean, fast)]
+        return kept[1] - kept[0]
+
+    assert saving() >= hidden_and_qkv  # a kernel's fast may keep more, statistics of rows for one
+    with macaron_ops.use_backend("reference"):
+        assert saving() == hidden_and_qkv
 
 
 def test_one_autograd_node():

@@ -7,7 +7,7 @@ import torch
 import macaron_ops
 from tests import twins
 from tests.ops.cases import CASES, build
-from tests.rule import assert_by_rule
+from tests.rule import assert_draws_by_rule
 
 
 def leaves_of(args, kwargs):
@@ -41,37 +41,34 @@ def upcast(value):
     return value.detach().double()
 
 
-DRAWS = 8  # the errors of a small tensor are a matter of luck in one draw, of a scalar in three
-
-
 @pytest.mark.parametrize("save", ["fast", "lean"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_rule(case, dtype, save, device):
     twin = getattr(twins, case.operator.__name__)
     policy = {"save": save} if case.operator.__name__ in ("ffn_step", "attend_step") else {}
-    draws = []
-    for seed in range(DRAWS):
+
+    def draw(seed):
         args, kwargs = build(case, dtype, device, seed)
-        grad = torch.randn(args[0].shape, dtype=dtype, device=device)
-        exact_args, exact_kwargs = upcast(args), {name: upcast(v) for name, v in kwargs.items()}
+        generator = torch.Generator().manual_seed(seed + 1000)
+        grad = torch.randn(args[0].shape, dtype=torch.float64, generator=generator).to(device, dtype)
         eager = run(twin, *build(case, dtype, device, seed), grad)
-        exact = run(twin, exact_args, exact_kwargs, grad)
-        actual = {}
+        exact = run(twin, tuple(upcast(a) for a in args), {name: upcast(v) for name, v in kwargs.items()}, grad)
+        found = {}
         for backend, usable, _ in macaron_ops.explain(case.operator, *args, **kwargs, **policy).rows:
             if usable:
                 with macaron_ops.use_backend(backend):
-                    actual[backend] = run(case.operator, args, {**kwargs, **policy}, grad)
-        draws.append((actual, eager, exact))
-    for backend in draws[0][0]:
-        for i in range(len(draws[0][1])):
-            a = torch.stack([actual[backend][i].detach() for actual, _, _ in draws])
-            b, c = (torch.stack([draw[j][i].detach() for draw in draws]) for j in (1, 2))
-            assert a.dtype == dtype
-            if dtype == torch.float64:  # eager is the exact value itself here
-                torch.testing.assert_close(a, c)
-            else:
-                assert_by_rule(f"{backend}: output {i}", a, b, c)
+                    actual = run(case.operator, args, {**kwargs, **policy}, grad)
+                for i, numbers in enumerate(zip(actual, eager, exact, strict=True)):
+                    assert numbers[0].dtype == dtype
+                    found[f"{backend}: output {i}"] = tuple(t.detach() for t in numbers)
+        return found
+
+    if dtype == torch.float64:  # eager is the exact value itself here
+        for actual, _, exact in draw(0).values():
+            torch.testing.assert_close(actual, exact)
+    else:
+        assert_draws_by_rule(draw)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
