@@ -14,7 +14,7 @@ namespace {
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 constexpr int64_t kChunk = kSegment;
-constexpr int64_t kGroupPanels = 8;     // panels whose hidden activations exist at a time in the backward pass
+constexpr int64_t kGroupPanels = 8;  // panels whose hidden activations exist at a time in the backward pass
 
 template <class X, class W>
 struct Block {

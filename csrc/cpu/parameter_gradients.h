@@ -80,35 +80,6 @@ class MatrixGradient {
   Buffer<float> sums_;
 };
 
-// grad_w (features, width) (+)= the sum over `panels` panels, in float.
-template <class WordT>
-static void add_outer(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t features, int64_t panels,
-                      const WordT* columns, int64_t width, float* grad_w, bool accumulate) {
-  constexpr int step = kElements<WordT>;
-  const int64_t block_size = panels * kPanel / step * kPanel;  // words of a block of columns
-  parallel(host, ceil_div(features, kRows), [&](int64_t begin, int64_t end) {
-    alignas(64) float part[kRows * kPanel];
-    for (int64_t f = begin * kRows; f < smaller(end * kRows, features); f += kRows) {
-      const int64_t rows = smaller<int64_t>(kRows, features - f);
-      const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel,          step, kPanel / step,
-                                                           panels,         features * kPanel};
-      for (int64_t d = 0; d < width; d += kPanel) {
-        const WordT* b = columns + d / kPanel * block_size;
-        const int64_t valid = smaller<int64_t>(kPanel, width - d);
-        float* c = grad_w + f * width + d;
-        if (valid % kLanes == 0) {
-          tile_rows(rows, left, b, kPanel, valid, c, width, accumulate);
-          continue;
-        }
-        tile_rows(rows, left, b, kPanel, valid, part, kPanel, false);
-        for (int64_t i = 0; i < rows; ++i)
-          for (int64_t j = 0; j < valid; ++j)
-            c[i * width + j] = (accumulate ? c[i * width + j] : 0.f) + part[i * kPanel + j];
-      }
-    }
-  });
-}
-
 // sums[f] (+)= the sum over tokens of a[f][token].
 template <class Element>
 static void add_rows(const Host& host, const Element* a, int64_t features, int64_t panels, float* sums, bool accumulate) {
@@ -119,30 +90,6 @@ static void add_rows(const Host& host, const Element* a, int64_t features, int64
         for (int64_t l = 0; l < kPanel; l += kLanes) total += load(a + (p * features + f) * kPanel + l);
       sums[f] = (accumulate ? sums[f] : 0.f) + sum(total);
     }
-  });
-}
-
-// out (width, features) = the transpose of in (features, width), rounded to W.
-template <class W>
-static void transpose_matrix(const Host& host, const float* in, int64_t features, int64_t width, W* out) {
-  parallel(host, ceil_div(width, kLanes), [&](int64_t begin, int64_t end) {
-    for (int64_t d = begin * kLanes; d < smaller(end * kLanes, width); d += kLanes)
-      for (int64_t f = 0; f < features; f += kLanes) {
-        const int64_t across = smaller<int64_t>(kLanes, width - d), down = smaller<int64_t>(kLanes, features - f);
-        Vec r[kLanes];
-        for (int i = 0; i < kLanes; ++i) r[i] = i < down ? load_part(in + (f + i) * width + d, across) : Vec{};
-        transpose(r);
-        for (int i = 0; i < across; ++i) store_part(out + (d + i) * features + f, r[i], down);
-      }
-  });
-}
-
-template <class W>
-static void round_matrix(const Host& host, const float* in, int64_t count, W* out) {
-  constexpr int64_t chunk = 4096;
-  parallel(host, ceil_div(count, chunk), [&](int64_t begin, int64_t end) {
-    const int64_t stop = smaller(end * chunk, count);
-    for (int64_t i = begin * chunk; i < stop; i += kLanes) store_part(out + i, load_part(in + i, stop - i), stop - i);
   });
 }
 
