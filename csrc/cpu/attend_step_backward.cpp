@@ -9,7 +9,7 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 namespace {
 
-constexpr int64_t kGroupTokens = 512;  // whose gradients exist at a time
+constexpr int64_t kGroupTokens = 512, kLeanGroupTokens = 128;  // whose gradients exist at a time
 
 template <class X, class W>
 bool needs_attention(const AttendStep<X, W>& a) {
@@ -286,6 +286,23 @@ void clear_gradients(const AttendStep<X, W>& a, const Parts<X, W>& parts) {
   clear(a.grad_context, a.batch * a.keys * a.source_width);
 }
 
+// As many sequences as fit into the memory that sums over several groups would take; else a few.
+template <class X, class W>
+int64_t sequences_of_group(const AttendCall<X, W>& call, const Parts<X, W>& parts) {
+  const AttendStep<X, W>& a = call.a;
+  const int64_t unit = call.unit(), tokens = a.saved_q == nullptr ? kLeanGroupTokens : kGroupTokens;
+  const int64_t few = smaller(larger<int64_t>(tokens / a.tokens / unit, 1) * unit, a.batch);
+  int64_t sums = a.grad_w_out == nullptr ? 0 : MatrixGradient<W>::sums_size(call.channels(), a.width), features = 0;
+  for (int i = 0; i < parts.count; ++i) {
+    const Part<W>& part = parts.part[i];
+    if (part.grad_w != nullptr) sums += MatrixGradient<W>::sums_size(part.features, part.width);
+    features += part.features;
+  }
+  const int64_t heads = a.saved_q == nullptr ? 2 * features : features;  // projected again, and gradients
+  const int64_t token = (heads + call.channels() + 4 * a.width) * sizeof(Packed<W>) + a.width * sizeof(float);
+  return (a.batch - few) * a.tokens * token <= sums * int64_t(sizeof(float)) ? a.batch : few;
+}
+
 }  // namespace
 
 template <class X, class W>
@@ -296,8 +313,8 @@ void attend_step_backward(const AttendStep<X, W>& a, const Host& host) {
   if (a.batch * a.tokens == 0) return;
 
   const AttendCall<X, W> call(a, host);
-  const int64_t unit = call.unit(), channels = call.channels();
-  const int64_t most = smaller(larger<int64_t>(kGroupTokens / a.tokens / unit, 1) * unit, a.batch);
+  const int64_t channels = call.channels();
+  const int64_t most = sequences_of_group(call, parts);
   Group<X, W> group(host, call, parts, most);
   const bool several = most < a.batch;
   MatrixGradient<W> grad_w[3] = {of_part(host, parts, 0, several), of_part(host, parts, 1, several),
@@ -316,17 +333,17 @@ void attend_step_backward(const AttendStep<X, W>& a, const Host& host) {
 
     for (int i = 0; i < parts.count; ++i) {
       const Part<W>& part = parts.part[i];
-      const int64_t part_panels = group.tokens_of_part(i).panels();
-      if (part_panels == 0) continue;
+      const Tokens tokens = group.tokens_of_part(i);
+      if (tokens.rows == 0) continue;
       const Word<W>* inputs = part.of_context ? group.context : group.n;
-      if (grad_w[i]) grad_w[i].add(host, static_cast<const Element*>(group.grads[i]), part_panels, inputs, !later, last);
+      if (grad_w[i]) grad_w[i].add(host, static_cast<const Element*>(group.grads[i]), tokens.rows, inputs, !later, last);
       if (part.grad_b != nullptr)
-        add_rows<Element>(host, group.grads[i], part.features, part_panels, part.grad_b, later);
+        add_rows<Element>(host, group.grads[i], part.features, tokens.panels(), part.grad_b, later);
     }
     if (grad_w_out) {
       const Element* attended = group.attended;
       if constexpr (sizeof(Element) == sizeof(W)) attended = a.saved_attended + first * a.tokens / kPanel * channels * kPanel;
-      grad_w_out.add(host, attended, panels, static_cast<const Word<W>*>(group.u), !later, last);
+      grad_w_out.add(host, attended, group.tokens(false).rows, static_cast<const Word<W>*>(group.u), !later, last);
     }
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)

@@ -14,7 +14,11 @@ namespace {
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 constexpr int64_t kChunk = kSegment;
-constexpr int64_t kGroupPanels = 8;  // panels whose hidden activations exist at a time in the backward pass
+// Panels whose hidden activations exist at a time in the backward pass: weights are read once for each of these groups.
+constexpr int64_t kGroupPanels = 8, kLeanGroupPanels = 4;
+
+template <class X, class W>
+int64_t pre_activations(const FFNStep<X, W>& a) { return is_gated(a.activation) ? 2 * a.hidden : a.hidden; }
 
 template <class X, class W>
 struct Block {
@@ -25,7 +29,6 @@ struct Block {
   int64_t token(int64_t p) const { return (first + p) * kPanel; }
   int64_t lanes(int64_t p) const { return round_up(rows(p), kLanes); }
   const X* x(int64_t p) const { return a.x + token(p) * a.width; }
-  int64_t pre_activations() const { return is_gated(a.activation) ? 2 * a.hidden : a.hidden; }
   Norm norm() const { return a.residual.pre ? a.norm : Norm{NormKind::none, 0.f, nullptr, nullptr}; }
 };
 
@@ -54,7 +57,7 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
       tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
                 false);
       const int64_t channel = half * a.hidden + f0 + f;
-      W* keep = saved == nullptr ? nullptr : saved + (p * block.pre_activations() + channel) * kPanel;
+      W* keep = saved == nullptr ? nullptr : saved + (p * pre_activations(block.a) + channel) * kPanel;
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
           float* at = z[half] + i * kPanel + lane;
@@ -123,7 +126,7 @@ void forward_block(const Host& host, const Block<X, W>& block, const Word<W>* n,
 template <class W>
 struct Group {
   Buffer<Word<W>> n_columns, u_columns;  // of N(x) and of the gradient in u
-  Buffer<Packed<W>> h, z;  // hidden activations, gradients of the pre-activations: [panel][channel][kPanel]
+  Buffer<Packed<W>> h, z;  // hidden activations, pre-activations and then their gradients: [panel][channel][kPanel]
   Buffer<float> partial;   // [panel][3][width]: sums for b_out, norm_weight, norm_bias
 
   template <class X>
@@ -131,7 +134,7 @@ struct Group {
       : n_columns(host, a.grad_w_in == nullptr ? 0 : size(a.width, panels)),
         u_columns(host, a.grad_w_out == nullptr ? 0 : size(a.width, panels)),
         h(host, a.grad_w_out == nullptr ? 0 : panels * a.hidden * kPanel),
-        z(host, panels * (is_gated(a.activation) ? 2 : 1) * a.hidden * kPanel),
+        z(host, panels * pre_activations(a) * kPanel),
         partial(host, panels * 3 * a.width) {}
 
   static int64_t size(int64_t width, int64_t panels) {
@@ -149,23 +152,26 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   using Element = Packed<W>;
   const auto& a = block.a;
   const bool gated = is_gated(a.activation), pre = a.residual.pre;
-  const int64_t channels = block.pre_activations(), d_size = words_of<WordT>(a.width) * kPanel;
+  const int64_t channels = pre_activations(block.a), d_size = words_of<WordT>(a.width) * kPanel;
   const int64_t tokens = block.panels * kPanel;
 
   // What the forward pass did not save is computed again, as it would have saved it.
   const bool lacks_total = !pre && a.saved_total == nullptr;
-  const Buffer<WordT> n(host, a.saved_hidden == nullptr || lacks_total ? block.panels * d_size : 0);
+  const bool lacks_hidden = a.saved_hidden == nullptr;
+  const Buffer<WordT> grad_u(host, block.panels * d_size);
+  WordT* n = lacks_hidden || lacks_total ? static_cast<WordT*>(grad_u) : nullptr;  // where the gradient in u comes later
   normalize_block<X, W>(host, block, n, group.n_columns);
 
-  const Buffer<W> own_hidden(host, a.saved_hidden == nullptr ? block.panels * channels * kPanel : 0);
+  constexpr bool apart = sizeof(W) != sizeof(Element);  // else the pre-activations lie where their gradients will
+  const Buffer<W> own_hidden(host, apart && lacks_hidden ? block.panels * channels * kPanel : 0);
   const Buffer<X> own_total(host, lacks_total ? block.panels * kPanel * a.width : 0);
-  const W* z = a.saved_hidden == nullptr ? own_hidden : a.saved_hidden + block.first * channels * kPanel;
-  W* missing_hidden = a.saved_hidden == nullptr ? static_cast<W*>(own_hidden) : nullptr;
+  W* missing_hidden = own_hidden;
+  if constexpr (!apart) missing_hidden = lacks_hidden ? static_cast<W*>(group.z) : nullptr;
+  const W* z = lacks_hidden ? missing_hidden : a.saved_hidden + block.first * channels * kPanel;
   const X* total = lacks_total ? own_total : pre ? nullptr : a.saved_total + block.token(0) * a.width;
   if (lacks_total) forward_block<X, W>(host, block, n, missing_hidden, own_total, nullptr);
   else if (missing_hidden != nullptr) hidden_block<X, W>(host, block, n, 0, a.hidden, missing_hidden, nullptr);
 
-  const Buffer<WordT> grad_u(host, block.panels * d_size);
   const Buffer<float> grad_total(host, pre ? 0 : block.panels * kPanel * a.width);
   parallel(host, block.panels, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p)
@@ -229,12 +235,23 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   });
 }
 
+// As many as fit into the memory that sums over several groups would take; else a few.
+template <class X, class W>
+int64_t panels_of_group(const FFNStep<X, W>& a, int64_t all) {
+  const int64_t few = smaller(a.saved_hidden == nullptr ? kLeanGroupPanels : kGroupPanels, all);
+  int64_t sums = 0;
+  if (a.grad_w_in != nullptr) sums += MatrixGradient<W>::sums_size(pre_activations(a), a.width);
+  if (a.grad_w_out != nullptr) sums += MatrixGradient<W>::sums_size(a.hidden, a.width);
+  const int64_t panel = (a.hidden + pre_activations(a) + 3 * a.width) * sizeof(Packed<W>) + a.width * sizeof(float);
+  return (all - few) * panel * kPanel <= sums * int64_t(sizeof(float)) ? all : few;
+}
+
 }  // namespace
 
 template <class X, class W>
 void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
   const Division division(host, a.rows);
-  const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
+  const int64_t channels = pre_activations(a);
   division.run(host, 0, division.panels, [&](const Host& inner, int64_t first, int64_t panels) {
     const Block<X, W> block{a, first, panels};
     forward_block<X, W>(inner, block, nullptr,
@@ -245,8 +262,8 @@ void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
 
 template <class X, class W>
 void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
-  const int64_t channels = is_gated(a.activation) ? 2 * a.hidden : a.hidden;
-  const int64_t all = ceil_div(a.rows, kPanel), group_panels = smaller(kGroupPanels, all);
+  const int64_t channels = pre_activations(a);
+  const int64_t all = ceil_div(a.rows, kPanel), group_panels = panels_of_group(a, all);
   const bool several = group_panels < all;
   const Group<W> group(host, a, group_panels);
   MatrixGradient<W> grad_w_in(host, a.grad_w_in, channels, a.width, false, several);
@@ -256,9 +273,10 @@ void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
     const bool later = first > 0, last = first + panels == all;
     for (int64_t i = 0; i < panels * 3 * a.width; ++i) group.partial[i] = 0.f;
     backward_block<X, W>(host, {a, first, panels}, group);
-    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, panels, group.n_columns, !later, last);
+    const int64_t tokens = smaller(panels * kPanel, a.rows - first * kPanel);
+    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, tokens, group.n_columns, !later, last);
     if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, panels, a.grad_b_in, later);
-    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, panels, group.u_columns, !later, last);
+    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, tokens, group.u_columns, !later, last);
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr)

@@ -10,8 +10,8 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-// Where the gradient of a matrix goes, group of tokens after group. Only several groups of one that cannot be added up
-// in place (rounded to bf16, or transposed) need `sums`.
+// Where the gradient of a matrix goes, group of tokens after group. Only several groups of one that would be rounded each
+// time (bf16) need `sums`.
 template <class W>
 class MatrixGradient {
  public:
@@ -21,37 +21,45 @@ class MatrixGradient {
         features_(features),
         width_(width),
         transposed_(transposed),
-        sums_(host, grad != nullptr && several_groups && !in_place() ? features * row_size() : 0) {}
+        sums_(host, grad != nullptr && several_groups ? sums_size(features, width) : 0) {}
 
   explicit operator bool() const { return grad_ != nullptr; }
 
-  // Adds what a group of panels contributes; `last` writes the gradient.
+  // Floats that several groups need besides the gradient.
+  static int64_t sums_size(int64_t features, int64_t width) { return kInPlace ? 0 : features * round_up(width, kPanel); }
+
+  // Adds what a group of `tokens` contributes; `last` writes the gradient.
   template <class WordT>
-  void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t panels, const WordT* columns,
+  void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t tokens, const WordT* columns,
            bool first, bool last) {
     constexpr int step = kElements<WordT>;
-    const int64_t block_size = panels * kPanel / step * kPanel;  // words of a block of columns
+    const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
+    const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
+    const int64_t row_size = round_up(width_, kPanel);
     parallel(host, ceil_div(features_, kRows), [&](int64_t begin, int64_t end) {
+      const int64_t last_feature = smaller(end * kRows, features_);
       alignas(64) float part[kRows * kPanel];
-      for (int64_t f = begin * kRows; f < smaller(end * kRows, features_); f += kRows) {
-        const int64_t rows = smaller<int64_t>(kRows, features_ - f);
-        const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel, step, kPanel / step, panels,
+      auto tile = [&](int64_t f, int64_t d) {
+        const int64_t rows = smaller<int64_t>(kRows, last_feature - f), valid = smaller<int64_t>(kPanel, width_ - d);
+        const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel, step, words, panels,
                                                              features_ * kPanel};
-        for (int64_t d = 0; d < width_; d += kPanel) {
-          const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
-          const bool summed = sums_ != nullptr;
-          float* at = summed ? sums_ + f * row_size() + d : part;
-          const int64_t stride = summed ? row_size() : kPanel;
-          tile_rows(rows, left, columns + d / kPanel * block_size, kPanel, valid, at, stride, summed && !first);
-          if (in_place() || last) write(at, stride, f, rows, d, valid, in_place() && !first);
-        }
-      }
+        float* at = sums_ != nullptr ? sums_ + f * row_size + d : part;
+        const int64_t stride = sums_ != nullptr ? row_size : kPanel;
+        tile_rows(rows, left, columns + d / kPanel * block_size, kPanel, valid, at, stride, sums_ != nullptr && !first);
+        if (sums_ == nullptr || last) write(at, stride, f, rows, d, valid, sums_ == nullptr && !first);
+      };
+      // The loops follow the rows of the gradient, so that its cache lines are written whole.
+      if (transposed_)
+        for (int64_t d = 0; d < width_; d += kPanel)
+          for (int64_t f = begin * kRows; f < last_feature; f += kRows) tile(f, d);
+      else
+        for (int64_t f = begin * kRows; f < last_feature; f += kRows)
+          for (int64_t d = 0; d < width_; d += kPanel) tile(f, d);
     });
   }
 
  private:
-  bool in_place() const { return sizeof(W) == 4 && !transposed_; }
-  int64_t row_size() const { return round_up(width_, kPanel); }
+  static constexpr bool kInPlace = sizeof(W) == sizeof(float);
 
   void write(const float* tile, int64_t stride, int64_t f, int64_t rows, int64_t d, int64_t valid, bool accumulate) {
     if (!transposed_) {
@@ -69,8 +77,10 @@ class MatrixGradient {
 #pragma GCC unroll 16
         for (int k = 0; k < kLanes; ++k) r[k] = i + k < rows ? load(tile + (i + k) * stride + j) : Vec{};
         transpose(r);
-        for (int k = 0; k < smaller<int64_t>(kLanes, valid - j); ++k)
-          store_part(grad_ + (d + j + k) * features_ + f + i, r[k], rows - i);
+        for (int k = 0; k < smaller<int64_t>(kLanes, valid - j); ++k) {
+          W* to = grad_ + (d + j + k) * features_ + f + i;
+          store_part(to, accumulate ? load_part(to, rows - i) + r[k] : r[k], rows - i);
+        }
       }
   }
 

@@ -71,7 +71,8 @@ MACARON_INLINE Left<Packed<W>> left_of(const Weight<W>& w, int64_t i, int64_t ro
   return {buffer, step, step * kRows, ceil_div(k, step)};
 }
 
-constexpr int64_t kPanelBytes = 256 << 10;  // of right operands that stay in the L2 cache while weights pass by
+constexpr int64_t kPanelBytes = 256 << 10;   // of right operands that stay in the L2 cache while weights pass by
+constexpr int64_t kPackedBytes = 512 << 10;  // of packed weights that a thread holds at a time
 
 // body(i, rows, left, p) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]) and each of
 // `panels` panels of k features. Threads divide the rows; each of them packs its rows once.
@@ -79,26 +80,33 @@ template <int count, class W, class Body>
 static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64_t rows, int64_t k0, int64_t k,
                       int64_t panels, const Body& body) {
   const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(k, kElements<Word<W>>) + 1), 1);
-  parallel(host, ceil_div(rows, kRows), [&](int64_t begin, int64_t end) {
-    const Buffer<Packed<W>> packed(host, in_place(weights[0], k) ? 0 : (end - begin) * count * packed_size(k));
-    const Buffer<Left<Packed<W>>> lefts(host, (end - begin) * count);
-    for (int64_t b = begin; b < end; ++b)
-      for (int w = 0; w < count; ++w) {
-        const int64_t at = (b - begin) * count + w, i = b * kRows;
-        lefts[at] = left_of(weights[w], i, smaller<int64_t>(kRows, rows - i), k0, k, packed + at * packed_size(k));
-      }
-    for (int64_t p0 = 0; p0 < panels; p0 += together)
-      for (int64_t b = begin; b < end; ++b) {
-        Left<Packed<W>> left[count];
+  const bool lies = in_place(weights[0], k);
+  const int64_t packed_bytes = count * packed_size(k) * int64_t(sizeof(Packed<W>));
+  const int64_t most = lies ? ceil_div(rows, kRows) : larger<int64_t>(kPackedBytes / packed_bytes, 1);
+  parallel(host, ceil_div(rows, kRows), [&](int64_t first_tile, int64_t last_tile) {
+    const int64_t held = smaller(most, last_tile - first_tile);
+    const Buffer<Packed<W>> packed(host, lies ? 0 : held * count * packed_size(k));
+    const Buffer<Left<Packed<W>>> lefts(host, held * count);
+    for (int64_t begin = first_tile; begin < last_tile; begin += held) {
+      const int64_t end = smaller(begin + held, last_tile);
+      for (int64_t b = begin; b < end; ++b)
         for (int w = 0; w < count; ++w) {
-          left[w] = lefts[(b - begin) * count + w];
-          left[w].ahead = in_place(weights[w], k) ? kRows * weights[w].row : 0;  // the first panel fetches the next rows
+          const int64_t at = (b - begin) * count + w, i = b * kRows;
+          lefts[at] = left_of(weights[w], i, smaller<int64_t>(kRows, rows - i), k0, k, packed + at * packed_size(k));
         }
-        for (int64_t p = p0; p < smaller(p0 + together, panels); ++p) {
-          body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), left, p);
-          for (int w = 0; w < count; ++w) left[w].ahead = 0;
+      for (int64_t p0 = 0; p0 < panels; p0 += together)
+        for (int64_t b = begin; b < end; ++b) {
+          Left<Packed<W>> left[count];
+          for (int w = 0; w < count; ++w) {
+            left[w] = lefts[(b - begin) * count + w];
+            left[w].ahead = lies ? kRows * weights[w].row : 0;  // the first panel fetches the next rows
+          }
+          for (int64_t p = p0; p < smaller(p0 + together, panels); ++p) {
+            body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), left, p);
+            for (int w = 0; w < count; ++w) left[w].ahead = 0;
+          }
         }
-      }
+    }
   });
 }
 

@@ -36,7 +36,8 @@ void* allocate_scratch(size_t bytes) {
     const std::lock_guard<std::mutex> lock(p.mutex);
     auto best = p.waiting.end();
     for (auto it = p.waiting.begin(); it != p.waiting.end(); ++it)
-      if ((*it)->bytes >= bytes && (*it)->bytes / 2 <= bytes && (best == p.waiting.end() || (*it)->bytes < (*best)->bytes))
+      if ((*it)->bytes >= bytes && (*it)->bytes - bytes <= bytes / 8 &&
+          (best == p.waiting.end() || (*it)->bytes < (*best)->bytes))
         best = it;
     Header* found = nullptr;
     if (best != p.waiting.end()) {
