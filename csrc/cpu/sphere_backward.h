@@ -156,7 +156,8 @@ class SphereBackward {
 
     double queries(int64_t b, int64_t begin) {
       const Particles<WordT>& p = all_.elements_[b];
-      const bool settle = a_.grad_beta != nullptr || peaked(p, all_.panels_[b * all_.row_panels_ + begin / kPanel]);
+      const PanelFacts& facts = all_.panels_[b * all_.row_panels_ + begin / kPanel];
+      const bool settle = p.softmax && (a_.grad_beta != nullptr || peaked(p, facts));
       if (all_.mutual_[b] || !(all_.need_q_ || (settle && all_.need_k_))) return 0.0;
       const int64_t row = b * a_.rows + begin, count = smaller<int64_t>(kPanel, a_.rows - begin);
       const X* query = a_.query != nullptr ? a_.query + row * a_.channels : a_.x + row * a_.width;
