@@ -7,6 +7,7 @@
 //                            t_ij = beta log2(e) <q_i, k_j>;  u_i = sum_j e_ij v_j / Z_i
 //   queries   owns queries:  sum_j a_ij k_j,  with a_ij = e_ij (<g_i, v_j> - d_i);  dq_i is beta times it;
 //                            sum_j a_ij <q_i, k_j>, a term of beta's gradient
+//   along     owns queries:  <g_i, v_0>, rounded as the other loops round it
 //   keys      owns keys:     sum_i a_ij q_i and sum_i e_ij g_i: dk_j / beta and dv_j
 //   mutual    q = k = v = x and one m for all, so that e_ij = e_ji:  sum_j b_ij x_j and sum_j e_ij g_j, with
 //                            b_ij = a_ij + a_ji;  sum_j b_ij <x_i, x_j>
@@ -76,7 +77,9 @@ struct Sums {
 template <class WordT>
 struct Loops {
   using Loop = void (*)(const Particles<WordT>&, const Owners<WordT>&, const Sums&, float* scratch);
+  using Along = void (*)(const Particles<WordT>&, const Owners<WordT>&, float* along);
   Loop forward, queries, keys, mutual;
+  Along along;
 };
 
 // Which others the lanes of a vector or panel see.

@@ -153,6 +153,10 @@ struct BlockedLoops {
     });
   }
 
+  static void along(const Particles<WordT>& p, const Owners<WordT>& own, float* along) {
+    multiply(p.value, 0, 1, own.grad_u, own.count, along);
+  }
+
   // first: sum_i a_ij q_i; second: sum_i e_ij g_i.
   template <bool bounded>
   static void keys(const Particles<WordT>& p, const Owners<WordT>& own, const Sums& sums, float* scores) {
@@ -214,8 +218,8 @@ struct BlockedLoops {
   }
 
   static Loops<WordT> loops(int64_t, bool bounded) {
-    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual};
-    return {forward<false>, queries<false>, keys<false>, nullptr};
+    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual, along};
+    return {forward<false>, queries<false>, keys<false>, nullptr, along};
   }
 };
 
