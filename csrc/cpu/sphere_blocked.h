@@ -17,6 +17,9 @@ struct BlockedLoops {
   using Element = typename Arithmetic<WordT>::Element;
   static constexpr int kStep = kElements<WordT>;
   static constexpr int64_t kBlock = 96;  // others of a block: whole tiles of product.h
+  // Terms of a score that are added one after the other. Fewer than of a layer's features (product.h): the errors of
+  // scores of unit vectors are most of those of beta's gradient, a sum of few terms that cancel.
+  static constexpr int64_t kTerms = 64;
   static constexpr int64_t kScores = kBlock * kPanel;
   static constexpr int64_t kScratch = 2 * kScores;
 
@@ -32,7 +35,9 @@ struct BlockedLoops {
   static void multiply(const Others<WordT>& others, int64_t begin, int64_t end, const WordT* panel, int64_t count,
                        float* scores, bool accumulate = false) {
     const int64_t channels = others.channels;
-    product(end - begin, {others.row(begin), channels, kStep, channels / kStep}, panel, count, scores, accumulate);
+    for (int64_t c = 0; c < channels; c += kTerms)
+      product(end - begin, {others.row(begin) + c, channels, kStep, smaller(kTerms, channels - c) / kStep},
+              panel + c / kStep * kPanel, count, scores, accumulate || c > 0);
   }
   // sum[c][lane] += sum_j other_j[c] weights[j][lane]
   static void add(const Others<WordT>& others, int64_t begin, int64_t end, const float* weights, int64_t count,
