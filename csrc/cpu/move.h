@@ -41,15 +41,6 @@ static void rows_of_panel(const float* panel, int64_t count, int64_t width, X* r
 
 // -- the two layouts: `steps` vectors make up one row, or kLanes rows ------------------------------------------------
 
-MACARON_INLINE Vec square_root(Vec x) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_sqrt_ps((__m256)x);
-#else
-  return Vec{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
-#endif
-}
 MACARON_INLINE Vec where_at_least(Vec a, Vec b, Vec yes, Vec no) { return choose(a >= b, yes, no); }
 
 struct ChannelsInLanes {

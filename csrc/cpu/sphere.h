@@ -101,14 +101,9 @@ MACARON_INLINE Visible visible_queries(const Particles<WordT>& p, int64_t key, i
   return {p.skip ? smaller(queries, key) : 0, queries, smaller(queries, key + lanes - 1), queries};
 }
 
-MACARON_INLINE VecI lane_numbers() {
-  VecI lanes = {};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
-}
 // Which of kLanes queries from `query` on see key `key`; which of kLanes keys from `key` on are seen by query `query`.
-MACARON_INLINE VecI queries_seeing(int64_t query, int64_t key) { return lane_numbers() >= int32_t(key - query); }
-MACARON_INLINE VecI keys_seen(int64_t key, int64_t query) { return lane_numbers() <= int32_t(query - key); }
+MACARON_INLINE VecI queries_seeing(int64_t query, int64_t key) { return counting() >= int32_t(key - query); }
+MACARON_INLINE VecI keys_seen(int64_t key, int64_t query) { return counting() <= int32_t(query - key); }
 
 // e_ij of <q_i, k_j>. Where a mask hides a pair e is 0, or NaN where the shift is NaN: so it is in a softmax.
 template <bool bounded, bool masked>

@@ -65,12 +65,25 @@ struct BlockedLoops {
       else block(begin, end, False{});
     }
   }
-  // element(j) for 0 <= j < count, by words: word(first j, elements), with zeros after the last one.
+  // word(j, elements) for 0 <= j < count: the others of one word, the last of which may be half empty.
   template <class Word>
   MACARON_INLINE void by_words(int64_t count, const Word& word) {
     int64_t j = 0;
     for (; j + kStep <= count; j += kStep) word(j, kStep);
     if (j < count) word(j, 1);
+  }
+  // Turns a vector of lanes of scores and of the gradients of weights into words of weights and of the gradients of
+  // scores, by pair(j, score, grad, e, a).
+  template <class Function>
+  MACARON_INLINE void differentiate(int64_t count, float* scores, float* grads, const Function& pair) {
+    by_words(count, [&](int64_t j, int there) {
+      Vec e[kStep] = {}, a[kStep] = {};
+#pragma GCC unroll 2
+      for (int s = 0; s < there; ++s)
+        pair(j + s, load(scores + (j + s) * kPanel), load(grads + (j + s) * kPanel), e[s], a[s]);
+      store_word(scores, j / kStep, e);
+      store_word(grads, j / kStep, a);
+    });
   }
 
   template <bool bounded>
@@ -133,21 +146,12 @@ struct BlockedLoops {
       for (int64_t lane = 0; lane < own.count; lane += kLanes) {
         const Vec shift = load(own.shift + lane), offset = load(own.offset + lane);
         Vec slope = {}, excess = {}, mean = {};
-        by_words(end - begin, [&](int64_t j, int there) {
-          Vec e[kStep] = {}, a[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (j + s) * kPanel + lane;
-            const Vec score = load(scores + at);
-            e[s] = weight<bounded, masked.value>(score, p.scale, shift, 1.f,
-                                                 queries_seeing(own.begin + lane, begin + j + s));
-            a[s] = e[s] * (load(grads + at) - offset);
-            slope += a[s] * score;
-            excess += a[s];
-            mean += e[s] * score;
-          }
-          store_word(scores + lane, j / kStep, e);
-          store_word(grads + lane, j / kStep, a);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t j, Vec score, Vec grad, Vec& e, Vec& a) {
+          e = weight<bounded, masked.value>(score, p.scale, shift, 1.f, queries_seeing(own.begin + lane, begin + j));
+          a = e * (grad - offset);
+          slope += a * score;
+          excess += a;
+          mean += e * score;
         });
         add_lanes(slope, sums.slope + lane);
         add_lanes(excess, sums.excess + lane);
@@ -172,17 +176,11 @@ struct BlockedLoops {
       multiply(p.query, begin, end, own.own, own.count, scores);
       if (sums.need_first) multiply(p.grad_u, begin, end, own.value, own.count, grads);
       for (int64_t lane = 0; lane < own.count; lane += kLanes)
-        by_words(end - begin, [&](int64_t i, int there) {
-          Vec e[kStep] = {}, a[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (i + s) * kPanel + lane, query = begin + i + s;
-            e[s] = weight<bounded, masked.value>(load(scores + at), p.scale, broadcast(p.shifts[query]), 1.f,
-                                                 keys_seen(own.begin + lane, query));
-            if (sums.need_first) a[s] = e[s] * (load(grads + at) - p.offset[query]);
-          }
-          store_word(scores + lane, i / kStep, e);
-          store_word(grads + lane, i / kStep, a);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t i, Vec score, Vec grad, Vec& e, Vec& a) {
+          const int64_t query = begin + i;
+          e = weight<bounded, masked.value>(score, p.scale, broadcast(p.shifts[query]), 1.f,
+                                            keys_seen(own.begin + lane, query));
+          if (sums.need_first) a = e * (grad - p.offset[query]);
         });
       if (sums.need_first) add(p.query, begin, end, grads, own.count, sums.first);
       if (sums.need_second) add(p.grad_u, begin, end, scores, own.count, sums.second);
@@ -202,18 +200,10 @@ struct BlockedLoops {
       for (int64_t lane = 0; lane < own.count; lane += kLanes) {
         const Vec offset = load(own.offset + lane), shift = broadcast(p.shift);
         Vec slope = {};
-        by_words(end - begin, [&](int64_t j, int there) {
-          Vec e[kStep] = {}, b[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (j + s) * kPanel + lane;
-            const Vec score = load(scores + at);
-            e[s] = weight<true, false>(score, p.scale, shift, 1.f, VecI{});
-            b[s] = e[s] * (load(grads + at) - offset - p.offset[begin + j + s]);
-            slope += b[s] * score;
-          }
-          store_word(scores + lane, j / kStep, e);
-          store_word(grads + lane, j / kStep, b);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t j, Vec score, Vec grad, Vec& e, Vec& b) {
+          e = weight<true, false>(score, p.scale, shift, 1.f, VecI{});
+          b = e * (grad - offset - p.offset[begin + j]);
+          slope += b * score;
         });
         add_lanes(slope, sums.slope + lane);
       }
