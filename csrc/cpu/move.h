@@ -57,6 +57,9 @@ struct ChannelsInLanes {
     return move.channel_step != nullptr ? load(move.channel_step, i) : broadcast(move.step);
   }
   Vec total(Vec lanes) const { return broadcast(sum(lanes)); }
+  // Never fused with a sum: each pass over a row forms z anew, and where little is left of it any other rounding than
+  // that of the last pass would be an error of its length.
+  static Vec product(Vec a, Vec b) { return rounded(a * b); }
   Wide term(Vec v) const { return widened(v); }
 };
 
@@ -78,6 +81,7 @@ struct RowsInLanes {
     return constant(move.channel_step != nullptr ? move.channel_step[i] : move.step);
   }
   Wide total(Wide lanes) const { return lanes; }
+  static Wide product(Wide a, Wide b) { return a * b; }
   Wide term(Wide w) const { return where_at_least(there, constant(1.0), w, constant(0.0)); }
 };
 
@@ -127,11 +131,11 @@ struct Moved {
   }
   Number velocity(int64_t i) const {
     const Number to = layout.load(u, i);
-    if constexpr (direction == Direction::tangent) return to - along * layout.load(x, i);
-    if constexpr (direction == Direction::difference) return to * inverse - layout.load(x, i);
+    if constexpr (direction == Direction::tangent) return to - Layout::product(along, layout.load(x, i));
+    if constexpr (direction == Direction::difference) return Layout::product(to, inverse) - layout.load(x, i);
     return to;
   }
-  Number operator()(int64_t i) const { return layout.load(x, i) + layout.step(move, i) * velocity(i); }
+  Number operator()(int64_t i) const { return layout.load(x, i) + Layout::product(layout.step(move, i), velocity(i)); }
 };
 
 template <Direction direction, class Layout, class X, class U, class Y>

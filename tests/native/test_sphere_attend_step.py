@@ -68,6 +68,19 @@ def test_either_side_of_the_border_of_the_regimes(d, weighting, causal, dtype):
     check(Call("sphere_attend_step", tensors, options, dtype))
 
 
+@pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])
+@pytest.mark.parametrize("d", [3, 17, 48])
+def test_what_nearly_vanishes_still_has_length_1(d, direction):
+    """Most of x + step v cancels: a length that is not that of what it divides would show."""
+    x = particles(50, d)
+    u = -x + 1e-3 * particles(50, d, seed=2)
+    if direction == "tangent":  # x + (u - <u, x> x) is small where <u, x> is 2 and u is not
+        x, u = 2**0.5 * x, 2**0.5 * x + 1e-3 * particles(50, d, seed=2)
+    with macaron_ops.use_backend("native"):
+        y = macaron_ops.normalize_step(x, u, {"difference": 0.5003}.get(direction, 1.0003), direction=direction)
+    torch.testing.assert_close(y.double().norm(dim=-1), torch.ones(50).double(), rtol=0, atol=5e-7)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_both_regimes_give_the_same(weighting, causal):
