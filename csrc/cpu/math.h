@@ -6,6 +6,13 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
+// Of floats or doubles; compilers make one instruction of it, and a float's root is rounded once either way.
+template <class V>
+MACARON_INLINE V square_root(V x) {
+  for (size_t i = 0; i < sizeof x / sizeof x[0]; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+}
+
 // Evaluates c[0] + c[1] x + ... by Horner's rule.
 template <int n>
 MACARON_INLINE Vec polynomial(Vec x, const float (&c)[n]) {

@@ -41,15 +41,6 @@ static void rows_of_panel(const float* panel, int64_t count, int64_t width, X* r
 
 // -- the two layouts: `steps` vectors make up one row, or kLanes rows ------------------------------------------------
 
-MACARON_INLINE Vec square_root(Vec x) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_sqrt_ps((__m256)x);
-#else
-  return Vec{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]), __builtin_sqrtf(x[3])};
-#endif
-}
 MACARON_INLINE Vec where_at_least(Vec a, Vec b, Vec yes, Vec no) { return choose(a >= b, yes, no); }
 
 struct ChannelsInLanes {
@@ -66,15 +57,18 @@ struct ChannelsInLanes {
     return move.channel_step != nullptr ? load(move.channel_step, i) : broadcast(move.step);
   }
   Vec total(Vec lanes) const { return broadcast(sum(lanes)); }
+  // Never fused with a sum: each pass over a row forms z anew, and where little is left of it any other rounding than
+  // that of the last pass would be an error of its length.
+  static Vec product(Vec a, Vec b) { return rounded(a * b); }
   Wide term(Vec v) const { return widened(v); }
 };
 
 struct RowsInLanes {
   using Number = Wide;
-  int64_t steps;
+  int64_t width, steps;
   Wide there;  // 1 in lanes that hold a row, else 0
 
-  RowsInLanes(int64_t width, int64_t count) : steps(width) {
+  RowsInLanes(int64_t width, int64_t count) : width(width), steps(width) {
     for (int i = 0; i < kHalf; ++i) {
       there.low[i] = i < count;
       there.high[i] = i + kHalf < count;
@@ -87,6 +81,7 @@ struct RowsInLanes {
     return constant(move.channel_step != nullptr ? move.channel_step[i] : move.step);
   }
   Wide total(Wide lanes) const { return lanes; }
+  static Wide product(Wide a, Wide b) { return a * b; }
   Wide term(Wide w) const { return where_at_least(there, constant(1.0), w, constant(0.0)); }
 };
 
@@ -101,6 +96,13 @@ MACARON_INLINE typename Layout::Number sum_over(const Layout& layout, const Term
 template <class Number>
 MACARON_INLINE Number clamped(Number length, Number eps) { return where_at_least(eps, length, eps, length); }
 
+// What S scales the part of a gradient with that turns z: 1 / max(|z|, eps). The only channel of a row cannot turn, and
+// the rounding that is left of its gradient has to become 0.
+template <class Layout, class Number>
+MACARON_INLINE Number turning(const Layout& layout, Number length, Number eps, Number inverse) {
+  return layout.width == 1 ? where_at_least(length, eps, Layout::constant(0.f), inverse) : inverse;
+}
+
 // -- the step --------------------------------------------------------------------------------------------------------
 
 // z = x + step v, vector by vector.
@@ -112,11 +114,11 @@ struct Moved {
   const Move& move;
   const X* x;
   const U* u;
-  Number along;           // tangent: <u, x>
-  Number inverse, outer;  // difference: 1 / max(|u|, eps), and the same where |u| >= eps, else 0
+  Number along;                 // tangent: <u, x>
+  Number inverse, outer, turn;  // difference: 1 / max(|u|, eps), and the same where |u| >= eps, else 0; turning of u
 
   Moved(const Layout& layout, const Move& move, const X* x, const U* u) : layout(layout), move(move), x(x), u(u) {
-    along = inverse = outer = Layout::constant(0.f);
+    along = inverse = outer = turn = Layout::constant(0.f);
     if constexpr (direction == Direction::tangent)
       along = sum_over(layout, [&](int64_t i) { return layout.load(u, i) * layout.load(x, i); });
     if constexpr (direction == Direction::difference) {
@@ -124,23 +126,24 @@ struct Moved {
       const Number length = square_root(square), eps = Layout::constant(move.eps);
       inverse = Layout::constant(1.f) / clamped(length, eps);
       outer = where_at_least(length, eps, inverse, outer);
+      turn = turning(layout, length, eps, inverse);
     }
   }
   Number velocity(int64_t i) const {
     const Number to = layout.load(u, i);
-    if constexpr (direction == Direction::tangent) return to - along * layout.load(x, i);
-    if constexpr (direction == Direction::difference) return to * inverse - layout.load(x, i);
+    if constexpr (direction == Direction::tangent) return to - Layout::product(along, layout.load(x, i));
+    if constexpr (direction == Direction::difference) return Layout::product(to, inverse) - layout.load(x, i);
     return to;
   }
-  Number operator()(int64_t i) const { return layout.load(x, i) + layout.step(move, i) * velocity(i); }
+  Number operator()(int64_t i) const { return layout.load(x, i) + Layout::product(layout.step(move, i), velocity(i)); }
 };
 
 template <Direction direction, class Layout, class X, class U, class Y>
 static void move_in(const Layout& layout, const Move& move, const X* x, const U* u, Y* y) {
   const Moved<direction, Layout, X, U> z(layout, move, x, u);
   const auto square = sum_over(layout, [&](int64_t i) { return z(i) * z(i); });
-  const auto inverse = Layout::constant(1.f) / clamped(square_root(square), Layout::constant(move.eps));
-  for (int64_t i = 0; i < layout.steps; ++i) layout.store(y, i, z(i) * inverse);
+  const auto length = clamped(square_root(square), Layout::constant(move.eps));
+  for (int64_t i = 0; i < layout.steps; ++i) layout.store(y, i, z(i) / length);
 }
 
 // With dz = (dy - y <dy, y>) / |z|, the second term not inside the ball of radius eps, and dv = step dz:
@@ -165,7 +168,8 @@ static void move_backward_in(const Layout& layout, const Move& move, const G* gr
   const Number length = square_root(square), eps = Layout::constant(move.eps);
   const Number inverse = Layout::constant(1.f) / clamped(length, eps);
   const Number radial = where_at_least(length, eps, along_z * inverse * inverse, zero);
-  const auto grad_z = [&](int64_t i) { return (layout.load(grad, i) - z(i) * radial) * inverse; };
+  const Number turn = turning(layout, length, eps, inverse);
+  const auto grad_z = [&](int64_t i) { return (layout.load(grad, i) - z(i) * radial) * turn; };
   const auto grad_v = [&](int64_t i) { return layout.step(move, i) * grad_z(i); };
   if (steps != nullptr)
     for (int64_t i = 0; i < layout.steps; ++i) {
@@ -186,7 +190,7 @@ static void move_backward_in(const Layout& layout, const Move& move, const G* gr
     }
     if constexpr (direction == Direction::difference) {
       d_x = d_z - d_v;
-      d_u = (d_v - along * layout.load(u, i)) * z.inverse;
+      d_u = (d_v - along * layout.load(u, i)) * z.turn;
     }
     if (grad_x != nullptr) layout.store(grad_x, i, d_x);
     if (grad_u != nullptr) layout.store(grad_u, i, d_u);

@@ -10,12 +10,6 @@ namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr float kUnitEps = 1e-12f;  // as torch.nn.functional.normalize
 
-MACARON_INLINE Vec root(Vec x) {
-  Vec y;
-  for (int i = 0; i < kLanes; ++i) y[i] = __builtin_sqrtf(x[i]);
-  return y;
-}
-
 class Positions {
  public:
   // cos and sin are (tokens, rotated), turned here into lanes of tokens; null: no rotary embedding.
@@ -92,7 +86,7 @@ class Positions {
   static Vec length(const float* block, int64_t head_dim) {
     Vec square = {};
     for (int64_t c = 0; c < head_dim; ++c) square += load(block + c * kPanel) * load(block + c * kPanel);
-    return root(square);
+    return square_root(square);
   }
 
   int64_t tokens_, rotated_;

@@ -7,6 +7,7 @@
 //                            t_ij = beta log2(e) <q_i, k_j>;  u_i = sum_j e_ij v_j / Z_i
 //   queries   owns queries:  sum_j a_ij k_j,  with a_ij = e_ij (<g_i, v_j> - d_i);  dq_i is beta times it;
 //                            sum_j a_ij <q_i, k_j>, a term of beta's gradient
+//   along     owns queries:  <g_i, v_0>, rounded as the other loops round it
 //   keys      owns keys:     sum_i a_ij q_i and sum_i e_ij g_i: dk_j / beta and dv_j
 //   mutual    q = k = v = x and one m for all, so that e_ij = e_ji:  sum_j b_ij x_j and sum_j e_ij g_j, with
 //                            b_ij = a_ij + a_ji;  sum_j b_ij <x_i, x_j>
@@ -76,7 +77,9 @@ struct Sums {
 template <class WordT>
 struct Loops {
   using Loop = void (*)(const Particles<WordT>&, const Owners<WordT>&, const Sums&, float* scratch);
+  using Along = void (*)(const Particles<WordT>&, const Owners<WordT>&, float* along);
   Loop forward, queries, keys, mutual;
+  Along along;
 };
 
 // Which others the lanes of a vector or panel see.
@@ -98,14 +101,9 @@ MACARON_INLINE Visible visible_queries(const Particles<WordT>& p, int64_t key, i
   return {p.skip ? smaller(queries, key) : 0, queries, smaller(queries, key + lanes - 1), queries};
 }
 
-MACARON_INLINE VecI lane_numbers() {
-  VecI lanes = {};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
-  return lanes;
-}
 // Which of kLanes queries from `query` on see key `key`; which of kLanes keys from `key` on are seen by query `query`.
-MACARON_INLINE VecI queries_seeing(int64_t query, int64_t key) { return lane_numbers() >= int32_t(key - query); }
-MACARON_INLINE VecI keys_seen(int64_t key, int64_t query) { return lane_numbers() <= int32_t(query - key); }
+MACARON_INLINE VecI queries_seeing(int64_t query, int64_t key) { return counting() >= int32_t(key - query); }
+MACARON_INLINE VecI keys_seen(int64_t key, int64_t query) { return counting() <= int32_t(query - key); }
 
 // e_ij of <q_i, k_j>. Where a mask hides a pair e is 0, or NaN where the shift is NaN: so it is in a softmax.
 template <bool bounded, bool masked>

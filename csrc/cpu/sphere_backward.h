@@ -15,6 +15,12 @@ constexpr float kPeaked = 0.25f;
 static void add_panel(const float* panel, int64_t width, float factor, float* sum) {
   for (int64_t i = 0; i < width * kPanel; i += kLanes) store(sum + i, load(sum + i) + load(panel + i) * factor);
 }
+template <class X>
+static bool all_equal(const X* rows, int64_t count, int64_t width) {
+  for (int64_t i = width; i < count * width; ++i)
+    if (!(to_float(rows[i]) == to_float(rows[i - width]))) return false;
+  return true;
+}
 static void load_owned(const float* values, int64_t count, float* lanes) {
   for (int64_t i = 0; i < kPanel; ++i) lanes[i] = i < count ? values[i] : 0.f;
 }
@@ -45,7 +51,7 @@ class SphereBackward {
   void run() {
     through_the_move();
     if (!need_q_ && !need_k_ && !need_v_ && a_.grad_x == nullptr) return;
-    for (int64_t b = 0; b < a_.batch; ++b) set_element(b);
+    set_elements();
     const PanelsOf rows{row_panels_, a_.causal}, all{larger(row_panels_, key_panels_), a_.causal};
     const Buffer<double> betas(host_, a_.grad_beta != nullptr ? a_.batch * (rows.of_each + all.of_each) : 0);
     each_panel(rows, betas, [](Worker& worker, int64_t b, int64_t begin) { return worker.queries(b, begin); });
@@ -109,7 +115,16 @@ class SphereBackward {
     return facts;
   }
 
-  void set_element(int64_t b) {
+  void set_elements() {
+    Worker worker(*this);
+    for (int64_t b = 0; b < a_.batch; ++b) {
+      const X* values = (a_.value != nullptr ? a_.value : a_.x) + b * a_.keys * a_.width;
+      const bool equal_values = all_equal(values, a_.keys, a_.width);
+      set_element(b, equal_values);
+      if (elements_[b].softmax && a_.keys > 0) worker.offsets_of_equal_values(b, equal_values ? a_.rows : a_.causal);
+    }
+  }
+  void set_element(int64_t b, bool equal_values) {
     Particles<WordT> p = inputs_.element(b);
     p.grad_u = grad_u_.at(b);
     p.offset = offset_ + b * a_.rows;
@@ -121,7 +136,7 @@ class SphereBackward {
     }
     const bool itself = a_.query == nullptr && a_.key == nullptr && a_.value == nullptr;
     elements_[b] = p;
-    mutual_[b] = itself && p.bounded && !p.causal && !any_peaked;
+    mutual_[b] = itself && p.bounded && !p.causal && !any_peaked && !(p.softmax && equal_values);
   }
   static bool peaked(const Particles<WordT>& p, const PanelFacts& facts) {
     return p.softmax && !(p.largest < kPeaked * facts.smallest);
@@ -154,9 +169,21 @@ class SphereBackward {
           buffer_(all.host_, 3 * size_ + LoopsT::kScratch),
           owners_(all.host_, 2 * size_) {}
 
+    // d of the first `rows` rows, which see equal values: a softmax of these is their value, whatever the scores. The
+    // gradients of scores are exactly 0 where d is rounded as what it is taken from.
+    void offsets_of_equal_values(int64_t b, int64_t rows) {
+      const Particles<WordT>& p = all_.elements_[b];
+      for (int64_t begin = 0; begin < rows; begin += kPanel) {
+        const int64_t row = b * a_.rows + begin, count = smaller<int64_t>(kPanel, rows - begin);
+        all_.loops(p).along(p, owners_with_gradients(begin, row, count), sum());
+        std::memcpy(all_.offset_ + row, sum(), size_t(count) * sizeof(float));
+      }
+    }
+
     double queries(int64_t b, int64_t begin) {
       const Particles<WordT>& p = all_.elements_[b];
-      const bool settle = a_.grad_beta != nullptr || peaked(p, all_.panels_[b * all_.row_panels_ + begin / kPanel]);
+      const PanelFacts& facts = all_.panels_[b * all_.row_panels_ + begin / kPanel];
+      const bool settle = p.softmax && (a_.grad_beta != nullptr || peaked(p, facts));
       if (all_.mutual_[b] || !(all_.need_q_ || (settle && all_.need_k_))) return 0.0;
       const int64_t row = b * a_.rows + begin, count = smaller<int64_t>(kPanel, a_.rows - begin);
       const X* query = a_.query != nullptr ? a_.query + row * a_.channels : a_.x + row * a_.width;

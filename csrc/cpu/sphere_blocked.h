@@ -17,6 +17,9 @@ struct BlockedLoops {
   using Element = typename Arithmetic<WordT>::Element;
   static constexpr int kStep = kElements<WordT>;
   static constexpr int64_t kBlock = 96;  // others of a block: whole tiles of product.h
+  // Terms of a score that are added one after the other. Fewer than of a layer's features (product.h): the errors of
+  // scores of unit vectors are most of those of beta's gradient, a sum of few terms that cancel.
+  static constexpr int64_t kTerms = 64;
   static constexpr int64_t kScores = kBlock * kPanel;
   static constexpr int64_t kScratch = 2 * kScores;
 
@@ -32,7 +35,9 @@ struct BlockedLoops {
   static void multiply(const Others<WordT>& others, int64_t begin, int64_t end, const WordT* panel, int64_t count,
                        float* scores, bool accumulate = false) {
     const int64_t channels = others.channels;
-    product(end - begin, {others.row(begin), channels, kStep, channels / kStep}, panel, count, scores, accumulate);
+    for (int64_t c = 0; c < channels; c += kTerms)
+      product(end - begin, {others.row(begin) + c, channels, kStep, smaller(kTerms, channels - c) / kStep},
+              panel + c / kStep * kPanel, count, scores, accumulate || c > 0);
   }
   // sum[c][lane] += sum_j other_j[c] weights[j][lane]
   static void add(const Others<WordT>& others, int64_t begin, int64_t end, const float* weights, int64_t count,
@@ -60,12 +65,25 @@ struct BlockedLoops {
       else block(begin, end, False{});
     }
   }
-  // element(j) for 0 <= j < count, by words: word(first j, elements), with zeros after the last one.
+  // word(j, elements) for 0 <= j < count: the others of one word, the last of which may be half empty.
   template <class Word>
   MACARON_INLINE void by_words(int64_t count, const Word& word) {
     int64_t j = 0;
     for (; j + kStep <= count; j += kStep) word(j, kStep);
     if (j < count) word(j, 1);
+  }
+  // Turns a vector of lanes of scores and of the gradients of weights into words of weights and of the gradients of
+  // scores, by pair(j, score, grad, e, a).
+  template <class Function>
+  MACARON_INLINE void differentiate(int64_t count, float* scores, float* grads, const Function& pair) {
+    by_words(count, [&](int64_t j, int there) {
+      Vec e[kStep] = {}, a[kStep] = {};
+#pragma GCC unroll 2
+      for (int s = 0; s < there; ++s)
+        pair(j + s, load(scores + (j + s) * kPanel), load(grads + (j + s) * kPanel), e[s], a[s]);
+      store_word(scores, j / kStep, e);
+      store_word(grads, j / kStep, a);
+    });
   }
 
   template <bool bounded>
@@ -128,21 +146,12 @@ struct BlockedLoops {
       for (int64_t lane = 0; lane < own.count; lane += kLanes) {
         const Vec shift = load(own.shift + lane), offset = load(own.offset + lane);
         Vec slope = {}, excess = {}, mean = {};
-        by_words(end - begin, [&](int64_t j, int there) {
-          Vec e[kStep] = {}, a[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (j + s) * kPanel + lane;
-            const Vec score = load(scores + at);
-            e[s] = weight<bounded, masked.value>(score, p.scale, shift, 1.f,
-                                                 queries_seeing(own.begin + lane, begin + j + s));
-            a[s] = e[s] * (load(grads + at) - offset);
-            slope += a[s] * score;
-            excess += a[s];
-            mean += e[s] * score;
-          }
-          store_word(scores + lane, j / kStep, e);
-          store_word(grads + lane, j / kStep, a);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t j, Vec score, Vec grad, Vec& e, Vec& a) {
+          e = weight<bounded, masked.value>(score, p.scale, shift, 1.f, queries_seeing(own.begin + lane, begin + j));
+          a = e * (grad - offset);
+          slope += a * score;
+          excess += a;
+          mean += e * score;
         });
         add_lanes(slope, sums.slope + lane);
         add_lanes(excess, sums.excess + lane);
@@ -151,6 +160,10 @@ struct BlockedLoops {
       add(p.key, begin, end, grads, own.count, sums.first);
       if (sums.need_second) add(p.key, begin, end, scores, own.count, sums.second);
     });
+  }
+
+  static void along(const Particles<WordT>& p, const Owners<WordT>& own, float* along) {
+    multiply(p.value, 0, 1, own.grad_u, own.count, along);
   }
 
   // first: sum_i a_ij q_i; second: sum_i e_ij g_i.
@@ -163,17 +176,11 @@ struct BlockedLoops {
       multiply(p.query, begin, end, own.own, own.count, scores);
       if (sums.need_first) multiply(p.grad_u, begin, end, own.value, own.count, grads);
       for (int64_t lane = 0; lane < own.count; lane += kLanes)
-        by_words(end - begin, [&](int64_t i, int there) {
-          Vec e[kStep] = {}, a[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (i + s) * kPanel + lane, query = begin + i + s;
-            e[s] = weight<bounded, masked.value>(load(scores + at), p.scale, broadcast(p.shifts[query]), 1.f,
-                                                 keys_seen(own.begin + lane, query));
-            if (sums.need_first) a[s] = e[s] * (load(grads + at) - p.offset[query]);
-          }
-          store_word(scores + lane, i / kStep, e);
-          store_word(grads + lane, i / kStep, a);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t i, Vec score, Vec grad, Vec& e, Vec& a) {
+          const int64_t query = begin + i;
+          e = weight<bounded, masked.value>(score, p.scale, broadcast(p.shifts[query]), 1.f,
+                                            keys_seen(own.begin + lane, query));
+          if (sums.need_first) a = e * (grad - p.offset[query]);
         });
       if (sums.need_first) add(p.query, begin, end, grads, own.count, sums.first);
       if (sums.need_second) add(p.grad_u, begin, end, scores, own.count, sums.second);
@@ -193,18 +200,10 @@ struct BlockedLoops {
       for (int64_t lane = 0; lane < own.count; lane += kLanes) {
         const Vec offset = load(own.offset + lane), shift = broadcast(p.shift);
         Vec slope = {};
-        by_words(end - begin, [&](int64_t j, int there) {
-          Vec e[kStep] = {}, b[kStep] = {};
-#pragma GCC unroll 2
-          for (int s = 0; s < there; ++s) {
-            const int64_t at = (j + s) * kPanel + lane;
-            const Vec score = load(scores + at);
-            e[s] = weight<true, false>(score, p.scale, shift, 1.f, VecI{});
-            b[s] = e[s] * (load(grads + at) - offset - p.offset[begin + j + s]);
-            slope += b[s] * score;
-          }
-          store_word(scores + lane, j / kStep, e);
-          store_word(grads + lane, j / kStep, b);
+        differentiate(end - begin, scores + lane, grads + lane, [&](int64_t j, Vec score, Vec grad, Vec& e, Vec& b) {
+          e = weight<true, false>(score, p.scale, shift, 1.f, VecI{});
+          b = e * (grad - offset - p.offset[begin + j]);
+          slope += b * score;
         });
         add_lanes(slope, sums.slope + lane);
       }
@@ -214,8 +213,8 @@ struct BlockedLoops {
   }
 
   static Loops<WordT> loops(int64_t, bool bounded) {
-    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual};
-    return {forward<false>, queries<false>, keys<false>, nullptr};
+    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual, along};
+    return {forward<false>, queries<false>, keys<false>, nullptr, along};
   }
 };
 

@@ -157,6 +157,11 @@ struct Small {
     else queries_of<bounded, false>(p, own, sums, scratch);
   }
 
+  static void along(const Particles<float>& p, const Owners<float>& own, float* along) {
+    for (int64_t lane = 0; lane < own.count; lane += kLanes)
+      store(along + lane, dot(lanes(own.grad_u + lane), p.value.row(0)));
+  }
+
   // first: sum_i a_ij q_i; second: sum_i e_ij g_i.
   template <bool bounded>
   static void keys(const Particles<float>& p, const Owners<float>& own, const Sums& sums, float*) {
@@ -214,8 +219,8 @@ struct Small {
   }
 
   MACARON_INLINE Loops<float> loops(bool bounded) {
-    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual};
-    return {forward<false>, queries<false>, keys<false>, nullptr};
+    if (bounded) return {forward<true>, queries<true>, keys<true>, mutual, along};
+    return {forward<false>, queries<false>, keys<false>, nullptr, along};
   }
 };
 

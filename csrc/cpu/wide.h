@@ -1,7 +1,7 @@
 // As many doubles as a Vec has floats, for the few sums whose rounding to float32 would be an operator's largest error.
 #pragma once
 
-#include "vec.h"
+#include "math.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
@@ -35,15 +35,6 @@ MACARON_INLINE Vec narrowed(Wide w) { return narrowed(w, MakeIndexSequence<kLane
 // `yes` where a >= b, else `no`.
 MACARON_INLINE Wide where_at_least(Wide a, Wide b, Wide yes, Wide no) {
   return {a.low >= b.low ? yes.low : no.low, a.high >= b.high ? yes.high : no.high};
-}
-MACARON_INLINE Doubles square_root(Doubles x) {
-#if defined(__AVX512F__)
-  return (Doubles)_mm512_maskz_sqrt_pd(0xff, (__m512d)x);
-#elif defined(__AVX2__)
-  return (Doubles)_mm256_sqrt_pd((__m256d)x);
-#else
-  return Doubles{__builtin_sqrt(x[0]), __builtin_sqrt(x[1])};
-#endif
 }
 MACARON_INLINE Wide square_root(Wide x) { return {square_root(x.low), square_root(x.high)}; }
 MACARON_INLINE double sum(Wide x) {
