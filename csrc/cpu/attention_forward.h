@@ -156,7 +156,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       if (a.drop)
         for (int64_t j = 0; j < count; ++j) {
           float* at = scores + j * kPanel;
-          store(at, a.drop(load(at), a.position(batch, head, q.begin + v * kLanes, k0 + j), uint32_t(a.see.keys)));
+          store(at, a.drop(load(at), a.position(batch, head, q.begin + v * kLanes, k0 + j), a.see.keys));
         }
     }
     const WordT* weights;
