@@ -160,7 +160,7 @@ struct WeightsBackward {
       const int64_t at = place(i, l);
       Vec s = rounded(load(p + at) * a.scale), grad = load(dp + at);
       if constexpr (!plain) {
-        s = masked(s, query, at, l);
+        s = seen(s, query, at, l);
         grad = choose(counting() < int32_t(k.end - k.begin - l), grad, Vec{});
       }
       Vec weight = weight_of(s, row_shift) * row_factor;
@@ -192,11 +192,8 @@ struct WeightsBackward {
     }
   }
 
-  Vec masked(Vec s, int64_t query, int64_t at, int64_t l) const {
-    if (masks != nullptr) {
-      const Vec mask = load(masks + at);
-      s = choose(mask == kNever, mask, s + mask);
-    }
+  Vec seen(Vec s, int64_t query, int64_t at, int64_t l) const {
+    if (masks != nullptr) s = masked(s, load(masks + at));
     const int64_t first = k.begin + l;
     const int32_t lower = int32_t(a.see.lower(query) - first), upper = int32_t(smaller(a.see.upper(query), k.end) - first);
     return choose((counting() >= lower) & (counting() < upper), s, broadcast(kNever));

@@ -41,10 +41,7 @@ static Vec mask_scores(float* scores, const float* masks, int64_t keys, float sc
                        Vec maximum) {
   for (int64_t j = 0; j < keys; ++j) {
     Vec s = rounded(load(scores + j * kPanel) * scale);  // as the backward pass will find it
-    if constexpr (given) {
-      const Vec mask = load(masks + j * kPanel);
-      s = choose(mask == kNever, mask, s + mask);
-    }
+    if constexpr (given) s = masked(s, load(masks + j * kPanel));
     if constexpr (border) {
       const VecI at = VecI{} + int32_t(key + j);
       s = choose((at >= lower) & (at < upper), s, broadcast(kNever));
