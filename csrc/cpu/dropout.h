@@ -57,8 +57,8 @@ class Drop {
 
   explicit operator bool() const { return on_; }
 
-  // Whether the elements at position + lane * stride are kept. Both halves of lane * stride depend on the stride alone, and
-  // leave the loop that this stands in.
+  // Whether the elements at position + lane * stride are kept. Both halves of lane * stride depend on the stride alone,
+  // and leave the loop that this stands in.
   __attribute__((always_inline)) VecI kept(int64_t position, int64_t stride = 1) const {
     const VecU lane = (VecU)counting();
     const uint32_t lower = uint32_t(stride), upper = uint32_t(uint64_t(stride) >> 32);

@@ -14,8 +14,8 @@ struct Range {
 
 constexpr float kNever = -__builtin_inff();  // as a score: the key is not seen
 
-// A tile of masks holds what is added to scores. Where a boolean mask hides the key whatever its score is, it holds a NaN
-// of these bits, which stand for nothing else: -inf would not do, because added to a NaN it is to give NaN.
+// A tile of masks holds what is added to scores. Where a boolean mask hides the key whatever its score is, it holds a
+// NaN of these bits, which stand for nothing else: -inf would not do, because added to a NaN it is to give NaN.
 constexpr uint32_t kBlocked = 0x7fc0b10cu;
 MACARON_INLINE VecI is_blocked(Vec mask) { return (VecI)(bits_of(mask) == kBlocked); }
 MACARON_INLINE Vec masked(Vec score, Vec mask) { return choose(is_blocked(mask), broadcast(kNever), score + mask); }

@@ -59,7 +59,7 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
   }
   const Statistics s = statistics(x, width, norm);
   const bool sphere = norm.kind == NormKind::sphere;
-  // The standardised row. On the sphere its length has to be 1 as closely as can be, or the gradient keeps a radial part.
+  // The standardised row. On the sphere its length is 1 as closely as can be, or the gradient keeps a radial part.
   const auto standard = [&](int64_t c) {
     const Vec v = load_part(x + c, width - c) - s.mean;
     return sphere ? v / s.length : v * s.scale;
