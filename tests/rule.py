@@ -28,7 +28,7 @@ def assert_draws_by_rule(draw: Callable[[int], dict[str, tuple[Tensor, Tensor, T
     wrong stays the largest error, however many are added.
     """
     draws = []
-    for count in (3, 12, 48):
+    for count in (3, 12, 48, 192):
         draws += [draw(seed) for seed in range(len(draws), count)]
         try:
             for name in draws[0]:

@@ -114,13 +114,35 @@ struct MaskGradients {
   int64_t strides[4];   // of pairs
 
   explicit operator bool() const { return pairs != nullptr || keys != nullptr; }
+  // What a mask is shared by is summed over the tile first: one chain through all queries and keys would gather the
+  // rounding errors of every partial sum, and the terms cancel.
   void add(int64_t batch, int64_t head, int64_t num_keys, Range q, Range k, const float* ds) const {
-    for (int64_t i = q.begin; i < q.end; ++i)
-      for (int64_t j = k.begin; j < k.end; ++j) {
-        const float value = ds[(i - q.begin) * kPanel + j - k.begin];
-        if (pairs != nullptr) pairs[batch * strides[0] + head * strides[1] + i * strides[2] + j * strides[3]] += value;
-        if (keys != nullptr) keys[batch * num_keys + j] += value;
+    const int64_t queries = q.end - q.begin, lanes = k.end - k.begin;
+    float of_queries[kQueryBlock], of_keys[kPanel] = {}, of_tile = 0.f;
+    for (int64_t i = 0; i < queries; ++i) {
+      Vec row = {};
+      for (int64_t l = 0; l < lanes; l += kLanes) {
+        const Vec v = load(ds + i * kPanel + l);
+        row += v;
+        store(of_keys + l, load(of_keys + l) + v);
       }
+      of_queries[i] = sum(row);
+      of_tile += of_queries[i];
+    }
+    for (int64_t j = 0; j < lanes && keys != nullptr; ++j) keys[batch * num_keys + k.begin + j] += of_keys[j];
+    if (pairs == nullptr) return;
+    const int64_t per_query = strides[2], per_key = strides[3];
+    float* at = pairs + batch * strides[0] + head * strides[1] + q.begin * per_query + k.begin * per_key;
+    if (per_query == 0 && per_key == 0) {
+      *at += of_tile;
+    } else if (per_query == 0) {
+      for (int64_t j = 0; j < lanes; ++j) at[j * per_key] += of_keys[j];
+    } else if (per_key == 0) {
+      for (int64_t i = 0; i < queries; ++i) at[i * per_query] += of_queries[i];
+    } else {
+      for (int64_t i = 0; i < queries; ++i)
+        for (int64_t j = 0; j < lanes; ++j) at[i * per_query + j * per_key] += ds[i * kPanel + j];
+    }
   }
 };
 
@@ -160,7 +182,7 @@ struct WeightsBackward {
       const int64_t at = place(i, l);
       Vec s = rounded(load(p + at) * a.scale), grad = load(dp + at);
       if constexpr (!plain) {
-        s = masked(s, query, at, l);
+        s = seen(s, query, at, l);
         grad = choose(counting() < int32_t(k.end - k.begin - l), grad, Vec{});
       }
       Vec weight = weight_of(s, row_shift) * row_factor;
@@ -192,11 +214,8 @@ struct WeightsBackward {
     }
   }
 
-  Vec masked(Vec s, int64_t query, int64_t at, int64_t l) const {
-    if (masks != nullptr) {
-      const Vec mask = load(masks + at);
-      s = choose(mask == kNever, mask, s + mask);
-    }
+  Vec seen(Vec s, int64_t query, int64_t at, int64_t l) const {
+    if (masks != nullptr) s = masked(s, load(masks + at));
     const int64_t first = k.begin + l;
     const int32_t lower = int32_t(a.see.lower(query) - first), upper = int32_t(smaller(a.see.upper(query), k.end) - first);
     return choose((counting() >= lower) & (counting() < upper), s, broadcast(kNever));

@@ -41,10 +41,7 @@ static Vec mask_scores(float* scores, const float* masks, int64_t keys, float sc
                        Vec maximum) {
   for (int64_t j = 0; j < keys; ++j) {
     Vec s = rounded(load(scores + j * kPanel) * scale);  // as the backward pass will find it
-    if constexpr (given) {
-      const Vec mask = load(masks + j * kPanel);
-      s = choose(mask == kNever, mask, s + mask);
-    }
+    if constexpr (given) s = masked(s, load(masks + j * kPanel));
     if constexpr (border) {
       const VecI at = VecI{} + int32_t(key + j);
       s = choose((at >= lower) & (at < upper), s, broadcast(kNever));
@@ -156,7 +153,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       if (a.drop)
         for (int64_t j = 0; j < count; ++j) {
           float* at = scores + j * kPanel;
-          store(at, a.drop(load(at), a.position(batch, head, q.begin + v * kLanes, k0 + j), uint32_t(a.see.keys)));
+          store(at, a.drop(load(at), a.position(batch, head, q.begin + v * kLanes, k0 + j), a.see.keys));
         }
     }
     const WordT* weights;

@@ -57,13 +57,16 @@ class Drop {
 
   explicit operator bool() const { return on_; }
 
-  // Whether the elements at position + lane * stride are kept.
-  __attribute__((always_inline)) VecI kept(int64_t position, uint32_t stride = 1) const {
-    VecU offset;
-    for (int i = 0; i < kLanes; ++i) offset[i] = uint32_t(i) * stride;
+  // Whether the elements at position + lane * stride are kept. Both halves of lane * stride depend on the stride alone,
+  // and leave the loop that this stands in.
+  __attribute__((always_inline)) VecI kept(int64_t position, int64_t stride = 1) const {
+    const VecU lane = (VecU)counting();
+    const uint32_t lower = uint32_t(stride), upper = uint32_t(uint64_t(stride) >> 32);
+    const VecU offset = lane * lower;  // and what it loses, in 16-bit digits:
+    const VecU lost = ((lane * (lower & 0xffffu) >> 16) + lane * (lower >> 16)) >> 16;
     const VecU low = offset + uint32_t(uint64_t(position));
     const VecU carry = (VecU)(low < offset) & 1u;
-    const VecU high = (carry + uint32_t(uint64_t(position) >> 32)) | stream_;
+    const VecU high = (carry + (lost + lane * upper) + uint32_t(uint64_t(position) >> 32)) | stream_;
     const VecI r = (VecI)philox(low, high, seed_);
     // As int32: r where r >= 0, else -r - 1, which is ~r. The factor is that of Triton's uint_to_uniform_float.
     const Vec uniform = __builtin_convertvector(r ^ (r >> 31), Vec) * 4.6566127342e-10f;
@@ -73,7 +76,7 @@ class Drop {
   // x / (1 - p) where kept, else 0.
   __attribute__((always_inline)) Vec scaled(Vec x, VecI kept) const { return choose(kept, x * scale_, Vec{}); }
 
-  __attribute__((always_inline)) Vec operator()(Vec x, int64_t position, uint32_t stride = 1) const {
+  __attribute__((always_inline)) Vec operator()(Vec x, int64_t position, int64_t stride = 1) const {
     return on_ ? scaled(x, kept(position, stride)) : x;
   }
 

@@ -22,7 +22,7 @@ static void hidden_forward(const HiddenTile& at, const Drop& drop, const T* z, c
     if (i >= at.rows) return Vec{};
     Vec v = activate<act>(load(z + i * kPanel + lane));
     if constexpr (gated) v *= load(up + i * kPanel + lane);
-    return drop(v, (at.token + lane) * at.hidden + at.channel + i, uint32_t(at.hidden));
+    return drop(v, (at.token + lane) * at.hidden + at.channel + i, at.hidden);
   };
   for (int64_t i = 0; i < at.rows; i += step)
     for (int64_t lane = 0; lane < at.count; lane += kLanes)
@@ -54,7 +54,7 @@ static void hidden_backward(const HiddenTile& at, const Drop& drop, const T* z, 
           const Vec pre = load(z + at_z);
           h = activate<act>(pre);
           Vec g = load(grad_h + at_z);
-          const VecI kept = drop ? drop.kept(position, uint32_t(at.hidden)) : VecI{};
+          const VecI kept = drop ? drop.kept(position, at.hidden) : VecI{};
           if (drop) g = drop.scaled(g, kept);
           if constexpr (gated) {
             const Vec linear = load(up + at_z);

@@ -14,22 +14,31 @@ struct Range {
 
 constexpr float kNever = -__builtin_inff();  // as a score: the key is not seen
 
-// `count` elements of a mask side by side, zeros beyond; true is kNever.
-MACARON_INLINE Vec load_mask(const float* p, int64_t count) { return load_part(p, count); }
-MACARON_INLINE Vec load_mask(const bf16* p, int64_t count) { return load_part(p, count); }
+// A tile of masks holds what is added to scores. Where a boolean mask hides the key whatever its score is, it holds a
+// NaN of these bits, which stand for nothing else: -inf would not do, because added to a NaN it is to give NaN.
+constexpr uint32_t kBlocked = 0x7fc0b10cu;
+MACARON_INLINE VecI is_blocked(Vec mask) { return (VecI)(bits_of(mask) == kBlocked); }
+MACARON_INLINE Vec masked(Vec score, Vec mask) { return choose(is_blocked(mask), broadcast(kNever), score + mask); }
+
+// `count` elements of a mask side by side, zeros beyond; true is kBlocked, and no other NaN is.
+template <class T>
+MACARON_INLINE Vec load_mask(const T* p, int64_t count) {
+  const Vec mask = load_part(p, count);
+  return choose(mask == mask, mask, broadcast(__builtin_nanf("")));
+}
 MACARON_INLINE Vec load_mask(const bool* p, int64_t count) {
   typedef int8_t Bytes __attribute__((vector_size(kLanes)));
   Bytes bytes = {};
   if (count >= kLanes) std::memcpy(&bytes, p, sizeof bytes);
   else
     for (int64_t i = 0; i < count; ++i) bytes[i] = p[i];
-  return choose(__builtin_convertvector(bytes, VecI) != 0, broadcast(kNever), Vec{});
+  return choose(__builtin_convertvector(bytes, VecI) != 0, of_bits(broadcast_bits(kBlocked)), Vec{});
 }
 
-// A blocked key stays blocked whatever is added to it: also +inf.
+// A blocked key stays blocked whatever is added to it.
 MACARON_INLINE void add_mask(float* at, Vec mask) {
   const Vec before = load(at);
-  store(at, choose((before == kNever) | (mask == kNever), broadcast(kNever), before + mask));
+  store(at, choose(is_blocked(before) | is_blocked(mask), of_bits(broadcast_bits(kBlocked)), before + mask));
 }
 
 // tile[r][l] += the mask's element at p + r row + l lane, for `rows` rows and `lanes` lanes.

@@ -9,6 +9,7 @@ namespace macaron_ops::MACARON_OPS_ISA {
 struct Statistics {
   float mean, scale;
   bool clamped;  // sphere: the row is shorter than eps, so that `scale` is constant there
+  float length = 1.f;  // sphere: 1 / scale
 };
 
 template <class X>
@@ -32,8 +33,8 @@ static Statistics statistics(const X* x, int64_t width, const Norm& norm) {
     square += d * d;
   }
   if (norm.kind == NormKind::sphere) {
-    const float length = __builtin_sqrtf(square);
-    return {0.f, 1.f / larger(length, norm.eps), length < norm.eps};
+    const float length = __builtin_sqrtf(square), divisor = larger(length, norm.eps);
+    return {0.f, 1.f / divisor, length < norm.eps, divisor};
   }
   return {mean, 1.f / __builtin_sqrtf(square / float(width) + norm.eps), false};
 }
@@ -57,10 +58,16 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
     return;
   }
   const Statistics s = statistics(x, width, norm);
+  const bool sphere = norm.kind == NormKind::sphere;
+  // The standardised row. On the sphere its length is 1 as closely as can be, or the gradient keeps a radial part.
+  const auto standard = [&](int64_t c) {
+    const Vec v = load_part(x + c, width - c) - s.mean;
+    return sphere ? v / s.length : v * s.scale;
+  };
   Vec along = {}, total = {};  // sums of g y and of g, with y the standardised row and g = grad * weight
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
-    const Vec y = (load_part(x + c, n) - s.mean) * s.scale;
+    const Vec y = standard(c);
     Vec g = load_part(grad + c, n);
     if (grad_weight != nullptr) store_part(grad_weight + c, load_part(grad_weight + c, n) + g * y, n);
     if (grad_bias != nullptr) store_part(grad_bias + c, load_part(grad_bias + c, n) + g, n);
@@ -68,12 +75,11 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
     along += g * y;  // beyond the last column g is 0
     total += g;
   }
-  const bool sphere = norm.kind == NormKind::sphere;
   const float g_y = s.clamped ? 0.f : sphere ? sum(along) : sum(along) / float(width);
   const float g_1 = norm.kind == NormKind::layer ? sum(total) / float(width) : 0.f;
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
-    const Vec y = (load_part(x + c, n) - s.mean) * s.scale;
+    const Vec y = standard(c);
     Vec g = load_part(grad + c, n);
     if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
     store_part(grad_x + c, s.scale * (g - y * g_y - g_1), n);

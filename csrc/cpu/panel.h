@@ -43,15 +43,17 @@ MACARON_INLINE void tile_to_panel(Vec* r, int64_t lane, int64_t c, int64_t width
 }
 
 // Rows to a panel, and to columns where these are not null (`token`: their first row there, of `tokens`).
-// element(i, c, n) gives the features c ... c + kLanes of row i, of which n are there (zeros beyond).
+// element(i, c, n) gives the features c ... c + kLanes of row i, of which n are there (zeros beyond). Their sums over the
+// rows are added to `sums` (width,) where that is not null.
 template <class WordT, class Element>
 static void fill_panel(int64_t count, int64_t width, WordT* panel, WordT* columns, int64_t token, int64_t tokens,
-                       const Element& element) {
+                       const Element& element, float* sums = nullptr) {
   for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
     for (int64_t c = 0; c < width; c += kLanes) {
       Vec r[kLanes];
       for (int i = 0; i < kLanes; ++i)
         r[i] = lane + i < count ? element(lane + i, c, smaller<int64_t>(kLanes, width - c)) : Vec{};
+      if (sums != nullptr) store_part(sums + c, load_part(sums + c, width - c) + sum_of<kLanes>(r), width - c);
       if (columns != nullptr) tile_to_columns(r, token + lane, tokens, c, columns);
       if (panel != nullptr) tile_to_panel(r, lane, c, width, panel);
     }

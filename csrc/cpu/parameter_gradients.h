@@ -103,13 +103,15 @@ static void add_rows(const Host& host, const Element* a, int64_t features, int64
   });
 }
 
-// Rows of partial sums, one per panel, added up: sums[c] = sum over p of partial[p][c].
+// Rows of partial sums, one per panel, added up: sums[c] (+)= sum over p of partial[p][c]. In four chains, because the
+// rounding errors of a sum grow with its length.
 static inline void add_partial(const float* partial, int64_t panels, int64_t stride, int64_t width, float* sums,
                                bool accumulate) {
   for (int64_t c = 0; c < width; c += kLanes) {
-    Vec total = accumulate ? load_part(sums + c, width - c) : Vec{};
-    for (int64_t p = 0; p < panels; ++p) total += load_part(partial + p * stride + c, width - c);
-    store_part(sums + c, total, width - c);
+    Vec chains[4] = {};
+    for (int64_t p = 0; p < panels; ++p) chains[p % 4] += load_part(partial + p * stride + c, width - c);
+    const Vec before = accumulate ? load_part(sums + c, width - c) : Vec{};
+    store_part(sums + c, before + sum_of<4>(chains), width - c);
   }
 }
 

@@ -34,10 +34,10 @@ class Positions {
     for (int64_t lane = 0; lane < count; lane += kLanes) {
       rotate(block + lane, token + lane, false);
       if (scale_ == nullptr) continue;
-      const Vec inverse = 1.f / at_least(length(block + lane, head_dim), broadcast(kUnitEps));
+      const Vec divisor = at_least(length(block + lane, head_dim), broadcast(kUnitEps));
       for (int64_t c = 0; c < head_dim; ++c) {
         float* at = block + c * kPanel + lane;
-        store(at, load(at) * inverse * scale_[head * scale_stride_ + c]);
+        store(at, load(at) / divisor * scale_[head * scale_stride_ + c]);
       }
     }
   }
@@ -49,24 +49,21 @@ class Positions {
     for (int64_t lane = 0; lane < count; lane += kLanes) {
       if (scale_ != nullptr) {
         rotate(projected + lane, token + lane, false);
-        const Vec whole = length(projected + lane, head_dim), inverse = 1.f / at_least(whole, broadcast(kUnitEps));
-        Vec radial = {};
+        const Vec whole = length(projected + lane, head_dim), divisor = at_least(whole, broadcast(kUnitEps));
+        Vec parts[4] = {};  // of the radial component: shorter chains of sums, smaller errors
         for (int64_t c = 0; c < head_dim; ++c) {
           float* at = grad + c * kPanel + lane;
-          const Vec y = load(projected + c * kPanel + lane) * inverse;
-          if (grad_scale != nullptr) {
-            const Vec product = load(at) * y;
-            for (int64_t i = 0; i < smaller<int64_t>(kLanes, count - lane); ++i) grad_scale[c] += product[i];
-          }
+          const Vec y = load(projected + c * kPanel + lane) / divisor;  // |y| is 1 as closely as can be
+          if (grad_scale != nullptr) grad_scale[c] += sum(first_of(load(at) * y, count - lane));
           const Vec g = load(at) * scale_[head * scale_stride_ + c];
-          radial += g * y;
+          parts[c % 4] += g * y;
           store(at, g);
         }
-        radial = choose(whole >= kUnitEps, radial, Vec{});
+        const Vec sum = (parts[0] + parts[1]) + (parts[2] + parts[3]), radial = choose(whole >= kUnitEps, sum, Vec{});
         for (int64_t c = 0; c < head_dim; ++c) {
           float* at = grad + c * kPanel + lane;
-          const Vec y = load(projected + c * kPanel + lane) * inverse;
-          store(at, (load(at) - y * radial) * inverse);
+          const Vec y = load(projected + c * kPanel + lane) / divisor;
+          store(at, (load(at) - y * radial) / divisor);
         }
       }
       rotate(grad + lane, token + lane, true);
@@ -84,9 +81,9 @@ class Positions {
     }
   }
   static Vec length(const float* block, int64_t head_dim) {
-    Vec square = {};
-    for (int64_t c = 0; c < head_dim; ++c) square += load(block + c * kPanel) * load(block + c * kPanel);
-    return square_root(square);
+    Vec squares[4] = {};
+    for (int64_t c = 0; c < head_dim; ++c) squares[c % 4] += load(block + c * kPanel) * load(block + c * kPanel);
+    return square_root((squares[0] + squares[1]) + (squares[2] + squares[3]));
   }
 
   int64_t tokens_, rotated_;

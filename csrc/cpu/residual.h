@@ -48,13 +48,12 @@ static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t
     for (int64_t c = 0; c < width; c += kLanes) store_part(g + c, load_part(grad + i * width + c, width - c), width - c);
     norm_backward_row(total + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
   }
-  fill_panel(count, width, panel, columns, token, tokens, [&](int64_t i, int64_t c, int64_t n) {
+  const auto grad_u = [&](int64_t i, int64_t c, int64_t n) {
     const int64_t at = i * width + c;
     const Vec g = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
-    const Vec v = drop(residual.step * g, row * width + at);
-    if (sums.bias != nullptr) store_part(sums.bias + c, load_part(sums.bias + c, n) + v, n);
-    return v;
-  });
+    return drop(residual.step * g, row * width + at);
+  };
+  fill_panel(count, width, panel, columns, token, tokens, grad_u, sums.bias);
 }
 
 // grad_x from the gradient in N(x), a panel of floats, and that of the sum (see residual_backward).

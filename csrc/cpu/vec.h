@@ -78,6 +78,11 @@ MACARON_INLINE float sum(Vec x) {  // pairwise
   if constexpr (apart > 1) return sum<apart / 2>(x);
   else return x[0];
 }
+template <int count>
+MACARON_INLINE Vec sum_of(const Vec* v) {  // of several vectors, pairwise
+  if constexpr (count == 1) return v[0];
+  else return sum_of<count / 2>(v) + sum_of<count - count / 2>(v + count / 2);
+}
 MACARON_INLINE float largest(Vec x) {
   float s = x[0];
   for (int i = 1; i < kLanes; ++i) s = x[i] > s || x[i] != x[i] ? x[i] : s;

@@ -48,9 +48,10 @@ def attend_step(
         pre    y = a x + c drop(W_o MHA(N(x)) + b_o)
         post   y = N(a x + c drop(W_o MHA(x) + b_o))
 
-    A row of the attention that is masked entirely attends to nothing and gives zeros. Keys and values that are masked
-    must be finite all the same. Numbers as in :func:`macaron_ops.ffn_step`. Source: Vaswani et al. 2017, arXiv
-    1706.03762.
+    A row of the attention that is masked entirely attends to nothing and gives zeros. A key or value that a query does
+    not see (``causal``, ``cu_seqlens``, a boolean mask) must be finite all the same: where it is not, what such a query
+    gets is undefined, and so are the gradients. A floating mask hides nothing, it is added, ``-inf`` too. Numbers as in
+    :func:`macaron_ops.ffn_step`. Source: Vaswani et al. 2017, arXiv 1706.03762.
 
     Args:
         x: ``(..., T, D)``, any floating dtype; B is the product of the leading dimensions.

@@ -8,7 +8,7 @@ from torch import Tensor
 from macaron_ops.native import cpu_isa
 from macaron_ops.reference.attend_step import Options, Tensors
 
-from .plan import run_backward, run_forward, why_not_dtypes
+from .plan import alone, why_not_dtypes
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -28,20 +28,6 @@ class Saved(NamedTuple):
 
 def why_not(request) -> str | None:
     return why_not_dtypes(request.x.dtype, request.tensors.w_q.dtype)
-
-
-def forward(x: Tensor, tensors: Tensors, options: Options, save: str) -> tuple[Tensor, Saved]:
-    y, saved = run_forward("attend_step", x, tensors, options, save)
-    if saved:
-        return y, Saved(*saved)
-    return y, Saved(*(x.new_empty(shape, dtype=dtype) for shape, dtype in saved_shapes(x, tensors, options, save)))
-
-
-def backward(
-    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
-) -> tuple[Tensor | None, Tensors]:
-    grad_x, grads = run_backward("attend_step", grad, needs, x, tensors, saved, options)
-    return grad_x, Tensors(*grads)
 
 
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
@@ -66,3 +52,6 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
         statistics=((batch, o.num_heads, 2, tokens) if kept else (0,), torch.float32),
         total=(x.shape if fast and o.placement == "post" else (0,), x.dtype),
     )
+
+
+forward, backward = alone("attend_step", Saved, saved_shapes)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from macaron_ops.reference.ffn_step import Options, Tensors
 
-from .plan import run_backward, run_forward, why_not_dtypes
+from .plan import alone, why_not_dtypes
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -24,18 +24,6 @@ def why_not(request) -> str | None:
     return why_not_dtypes(request.x.dtype, request.tensors.w_in.dtype)
 
 
-def forward(x: Tensor, tensors: Tensors, options: Options, save: str) -> tuple[Tensor, Saved]:
-    y, saved = run_forward("ffn_step", x, tensors, options, save)
-    return y, Saved(*saved) if saved else Saved(tensors.w_in.new_empty(0), x.new_empty(0))
-
-
-def backward(
-    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
-) -> tuple[Tensor | None, Tensors]:
-    grad_x, grads = run_backward("ffn_step", grad, needs, x, tensors, saved, options)
-    return grad_x, Tensors(*grads)
-
-
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
     """The shape and dtype of each saved tensor."""
     fast = save == "fast"
@@ -43,3 +31,6 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
     hidden = (panels, tensors.w_in.shape[0], PANEL) if fast else (0,)
     total = x.shape if fast and options.placement == "post" else (0,)
     return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
+
+
+forward, backward = alone("ffn_step", Saved, saved_shapes)

@@ -8,7 +8,7 @@ of options, the options. A name among the options is its place in ``NAMES``; ``c
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import get_type_hints
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from macaron_ops.native import library
 from macaron_ops.reference.activation import ACTIVATIONS
 
-__all__ = ["PAIRS", "backward", "forward", "run_backward", "run_forward", "why_not_dtypes"]
+__all__ = ["PAIRS", "alone", "backward", "forward", "why_not_dtypes"]
 
 OPERATORS = ("ffn_step", "attend_step", "normalize_step", "sphere_attend_step")
 SAVE = ("none", "lean", "fast")
@@ -51,24 +51,28 @@ def backward(
     return [g if need else None for g, need in zip(grads, needs, strict=True)]
 
 
-def run_forward(operator: str, x: Tensor, tensors: tuple, options: tuple, save: str) -> tuple[Tensor, list[Tensor]]:
-    """One operator alone: y and what it saves, nothing at all with ``save="none"``."""
-    inputs, plan = _single(operator, x, tensors, options, save)
-    y, *saved = torch.ops.macaron_ops_cpu.forward(inputs, plan)
-    return y, saved
+def alone(operator: str, saved_type: type, saved_shapes: Callable) -> tuple[Callable, Callable]:
+    """``forward`` and ``backward`` of one operator by itself, as :mod:`macaron_ops.ops.dispatch` asks for them."""
 
+    def forward(x: Tensor, tensors: tuple, options: tuple, save: str) -> tuple[Tensor, tuple]:
+        inputs, plan = _single(operator, x, tensors, options, save)
+        y, *saved = torch.ops.macaron_ops_cpu.forward(inputs, plan)
+        if not saved:  # with save="none" the library returns y alone
+            saved = [x.new_empty(s, dtype=d) for s, d in saved_shapes(x, tensors, options, save)]
+        return y, saved_type(*saved)
 
-def run_backward(
-    operator: str, grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: tuple, saved: tuple, options: tuple
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """One operator alone: the gradients in x and in the tensors, None where not needed."""
-    inputs, plan = _single(operator, x, tensors, options, "fast")
-    wanted = [int(needs[0]), *(int(n) for n, t in zip(needs[1:], tensors, strict=True) if t is not None)]
-    grads = iter(torch.ops.macaron_ops_cpu.backward(grad, inputs, list(saved), wanted, plan))
-    grad_x = next(grads)
-    in_order = [None if t is None else next(grads) for t in tensors]
-    named = [g if n else None for n, g in zip(needs[1:], in_order, strict=True)]
-    return grad_x if needs[0] else None, named
+    def backward(
+        grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: tuple, saved: tuple, options: tuple
+    ) -> tuple[Tensor | None, tuple]:
+        inputs, plan = _single(operator, x, tensors, options, "fast")
+        wanted = [int(needs[0]), *(int(n) for n, t in zip(needs[1:], tensors, strict=True) if t is not None)]
+        grads = iter(torch.ops.macaron_ops_cpu.backward(grad, inputs, list(saved), wanted, plan))
+        grad_x = next(grads)
+        in_order = [None if t is None else next(grads) for t in tensors]
+        named = [g if n else None for n, g in zip(needs[1:], in_order, strict=True)]
+        return grad_x if needs[0] else None, type(tensors)(*named)
+
+    return forward, backward
 
 
 def why_not_dtypes(x: torch.dtype, parameters: torch.dtype) -> str | None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from macaron_ops.reference.sphere_attend_step import Options, Tensors
 
-from .plan import run_backward, run_forward, why_not_dtypes
+from .plan import alone, why_not_dtypes
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -25,20 +25,11 @@ def why_not(request) -> str | None:
     return why_not_dtypes(request.x.dtype, request.x.dtype)
 
 
-def forward(x: Tensor, tensors: Tensors, options: Options, save: str) -> tuple[Tensor, Saved]:
-    y, saved = run_forward("sphere_attend_step", x, tensors, options, save)
-    return y, Saved(*saved) if saved else Saved(*(x.new_empty(0, dtype=torch.float32) for _ in Saved._fields))
-
-
-def backward(
-    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors: Tensors, saved: Saved, options: Options
-) -> tuple[Tensor | None, Tensors]:
-    grad_x, grads = run_backward("sphere_attend_step", grad, needs, x, tensors, saved, options)
-    return grad_x, Tensors(*grads)
-
-
 def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Saved:
     """The shape and dtype of each saved tensor."""
     keep = save != "none"
     rows = x.shape[:-1] if keep else (0,)
     return Saved((x.shape if keep else (0,), torch.float32), (rows, torch.float32), (rows, torch.float32))
+
+
+forward, backward = alone("sphere_attend_step", Saved, saved_shapes)
