@@ -58,8 +58,8 @@ class AttentionBackward {
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
       const Head<WordT> g = grad(sequence, head);
       if (a.keys > kMostKeys)
-        dots(g, static_cast<const W*>(a.saved_attended) + s.first * a.tokens / kPanel * call.channels() * kPanel,
-             call.channels(), head * a.head_dim, sequence * a.tokens, static_cast<float*>(scratch.delta));
+        dots(g, static_cast<const W*>(a.saved_attended), call.channels(), head * a.head_dim, batch * a.tokens,
+             static_cast<float*>(scratch.delta));
       attend_backward(call.attention, batch, head, heads.q(sequence, head), k, v, g,
                       a.saved_statistics + (batch * a.heads + head) * 2 * a.tokens, masks, scratch);
       for (int64_t token = 0; token < a.tokens; token += kPanel) {

@@ -1,5 +1,5 @@
-// The attention step in parts that its forward and backward passes share. They work on some of a call's sequences, whose
-// tokens fill whole panels (unless they are all sequences).
+// The attention step in parts that its forward and backward passes share. They work on some of a call's sequences, in
+// panels of their own; only what the heads attended to is saved in panels of all sequences.
 #pragma once
 
 #include "attention_forward.h"
@@ -10,6 +10,7 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr Norm kNoNorm{NormKind::none, 0.f, nullptr, nullptr};
+constexpr int64_t kUnitTokens = 128;     // with which a last panel that is not full costs little
 constexpr int64_t kSharedTokens = 1024;  // that threads work on together: their heads stay in the last cache
 
 // What is the same for all sequences of a call.
@@ -38,10 +39,11 @@ struct AttendCall {
   int64_t channels() const { return a.heads * a.head_dim; }
   int64_t kv_channels() const { return a.kv_heads * a.head_dim; }
   Norm norm_before() const { return a.residual.pre ? a.norm : kNoNorm; }
-  // Sequences whose tokens, and those of their contexts, fill whole panels: a power of two.
+  // Sequences whose tokens, and those of their contexts, fill whole panels, or nearly: a power of two.
   int64_t unit() const {
     int64_t n = 1;
-    while (n * a.tokens % kPanel != 0 || (a.context != nullptr && n * a.keys % kPanel != 0)) n *= 2;
+    while (n * a.tokens < kUnitTokens && (n * a.tokens % kPanel != 0 || (a.context != nullptr && n * a.keys % kPanel != 0)))
+      n *= 2;
     return n;
   }
 };
@@ -49,6 +51,13 @@ struct AttendCall {
 // Some sequences of a call.
 struct Sequences {
   int64_t first, count;
+};
+
+// Where their first token stands in panels of all sequences.
+struct Place {
+  int64_t panel, lane;
+
+  Place(const Sequences& s, int64_t tokens) : panel(s.first * tokens / kPanel), lane(s.first * tokens % kPanel) {}
 };
 
 // Their heads.

@@ -66,7 +66,7 @@ struct Group {
   Buffer<WordT> n, u, context;       // columns of N(x), of the gradient in u, of the context
   Buffer<Element> first, second, third;
   Element* grads[3];                 // of each part's features: [panel][feature][kPanel]
-  Buffer<Element> attended;          // where elements are wider than what was saved
+  Buffer<Element> attended;          // where what was saved is narrower than elements, or in panels with others
   Buffer<float> partial;             // [panel][3][width]: sums for b_out, norm_weight, norm_bias
 
   Group(const Host& host, const AttendCall<X, W>& call, const Parts<X, W>& parts, int64_t count)
@@ -80,7 +80,7 @@ struct Group {
         second(host, size(1)),
         third(host, size(2)),
         grads{first, second, third},
-        attended(host, sizeof(Element) == sizeof(W) ? 0 : tokens(false).panels() * call.channels() * kPanel),
+        attended(host, needs_attended(count) ? tokens(false).panels() * call.channels() * kPanel : 0),
         partial(host, tokens(false).panels() * 3 * call.a.width) {}
 
   // The tokens of x, or of the context.
@@ -92,6 +92,9 @@ struct Group {
   }
 
  private:
+  bool needs_attended(int64_t count) const {
+    return sizeof(Element) != sizeof(W) || (count < call.a.batch && count * call.a.tokens % kPanel != 0);
+  }
   bool needs_columns(bool of_context) const {
     for (int i = 0; i < parts.count; ++i)
       if (parts.part[i].grad_w != nullptr && parts.part[i].of_context == of_context) return true;
@@ -115,9 +118,34 @@ void clear_last_panel(Element* panels, int64_t features, int64_t tokens) {
   for (int64_t i = 0; i < features * kPanel; i += kLanes) store(last + i, Vec{});
 }
 
+// What the heads attended to, as elements in panels of these sequences' tokens.
+template <class X, class W>
+const Packed<W>* attended_of(const Host& host, const Group<X, W>& group) {
+  const int64_t channels = group.call.channels(), rows = group.tokens(false).rows, tokens = group.call.a.tokens;
+  const Place place(group.sequences, tokens);
+  const W* saved = group.call.a.saved_attended + place.panel * channels * kPanel;
+  if constexpr (sizeof(Packed<W>) == sizeof(W))
+    if (group.attended == nullptr) return saved;
+  const int64_t last = ceil_div(group.call.a.batch * tokens, kPanel) - place.panel - 1;  // panel that was saved
+  parallel(host, ceil_div(rows, kPanel), [&](int64_t begin, int64_t end) {
+    alignas(64) float both[2 * kPanel + kLanes] = {};  // a row of two neighbours
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t q = p; q <= smaller(p + 1, last); ++q)
+          for (int64_t l = 0; l < kPanel; l += kLanes)
+            store(both + (q - p) * kPanel + l, load(saved + (q * channels + c) * kPanel + l));
+        for (int64_t l = 0; l < kPanel; l += kLanes)
+          store(group.attended + (p * channels + c) * kPanel + l,
+                first_of(load(both + place.lane + l), larger<int64_t>(rows - p * kPanel - l, 0)));
+      }
+  });
+  return group.attended;
+}
+
 // The gradient of the residual's sum, and the words and columns of that of u.
 template <class X, class W>
-void residual_of(const Host& host, const Group<X, W>& group, float* grad_total, Word<W>* grad_u) {
+void residual_of(const Host& host, const Group<X, W>& group, const Packed<W>* attended, float* grad_total,
+                 Word<W>* grad_u) {
   const AttendCall<X, W>& call = group.call;
   const Sequences& s = group.sequences;
   const AttendStep<X, W>& a = call.a;
@@ -128,16 +156,15 @@ void residual_of(const Host& host, const Group<X, W>& group, float* grad_total, 
   const Buffer<X> own_total(host, lacks_total ? rows * a.width : 0);
   const X* total = a.saved_total == nullptr ? nullptr : a.saved_total + first_row * a.width;
   if (lacks_total) {
-    const W* attended = a.saved_attended + first_row / kPanel * call.channels() * kPanel;
     total = own_total;
-    if constexpr (sizeof(W) == sizeof(Word<W>)) {
+    if constexpr (sizeof(Packed<W>) == sizeof(Word<W>)) {
       finish<X, W>(host, call, s, attended, nullptr, own_total);
     } else {
       const int64_t word_rows = words_of<Word<W>>(call.channels());
       const Buffer<Word<W>> words(host, panels * word_rows * kPanel);
       parallel(host, panels, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin * word_rows; i < end * word_rows; ++i) {
-          const W* from = attended + (i / word_rows * call.channels() + i % word_rows * kElements<Word<W>>) * kPanel;
+          const Packed<W>* from = attended + (i / word_rows * call.channels() + i % word_rows * kElements<Word<W>>) * kPanel;
           const bool second = (i % word_rows + 1) * kElements<Word<W>> <= call.channels();
           for (int64_t l = 0; l < kPanel; l += kLanes)
             store_words(words + i * kPanel + l, load(from + l), second && kElements<Word<W>> > 1 ? load(from + kPanel + l) : Vec{});
@@ -197,23 +224,18 @@ void source_of(const Host& host, const Group<X, W>& group, bool of_context, cons
 }
 
 template <class X, class W>
-void backward_sequences(const Host& host, const Group<X, W>& group, float* scale_sums) {
+void backward_sequences(const Host& host, const Group<X, W>& group, const Packed<W>* attended, float* scale_sums) {
   using WordT = Word<W>;
   using Element = Packed<W>;
   const AttendCall<X, W>& call = group.call;
   const AttendStep<X, W>& a = call.a;
   const Sequences& s = group.sequences;
   const Tokens all = group.tokens(false), of_context = group.tokens(true);
-  const int64_t first_row = s.first * a.tokens, panels = all.panels(), channels = call.channels();
+  const int64_t first_row = s.first * a.tokens, panels = all.panels();
 
   const Buffer<float> grad_total(host, a.residual.pre ? 0 : panels * kPanel * a.width);  // pre: it is a.grad
   const Buffer<WordT> grad_u(host, panels * words_of<WordT>(a.width) * kPanel);
-  residual_of<X, W>(host, group, grad_total, grad_u);
-
-  if constexpr (sizeof(Element) != sizeof(W)) {
-    const W* attended = a.saved_attended + first_row / kPanel * channels * kPanel;
-    for (int64_t i = 0; i < panels * channels * kPanel; i += kLanes) store(group.attended + i, load(attended + i));
-  }
+  residual_of<X, W>(host, group, attended, grad_total, grad_u);
   if (!needs_attention(a)) return;
 
   constexpr bool words_apart = sizeof(Element) != sizeof(WordT);
@@ -329,7 +351,8 @@ void attend_step_backward(const AttendStep<X, W>& a, const Host& host) {
     const bool later = first > 0, last = first + most >= a.batch;
     clear(static_cast<float*>(group.partial), panels * 3 * a.width);
     clear(static_cast<float*>(scale_sums), count * scale_rows * a.head_dim);
-    backward_sequences<X, W>(host, group, scale_sums);
+    const Element* attended = attended_of<X, W>(host, group);
+    backward_sequences<X, W>(host, group, attended, scale_sums);
 
     for (int i = 0; i < parts.count; ++i) {
       const Part<W>& part = parts.part[i];
@@ -340,11 +363,8 @@ void attend_step_backward(const AttendStep<X, W>& a, const Host& host) {
       if (part.grad_b != nullptr)
         add_rows<Element>(host, group.grads[i], part.features, tokens.panels(), part.grad_b, later);
     }
-    if (grad_w_out) {
-      const Element* attended = group.attended;
-      if constexpr (sizeof(Element) == sizeof(W)) attended = a.saved_attended + first * a.tokens / kPanel * channels * kPanel;
+    if (grad_w_out)
       grad_w_out.add(host, attended, group.tokens(false).rows, static_cast<const Word<W>*>(group.u), !later, last);
-    }
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr) add_partial(group.partial + i * a.width, panels, 3 * a.width, a.width, vectors[i], later);

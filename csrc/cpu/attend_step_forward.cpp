@@ -32,21 +32,22 @@ template <class X, class W>
 void forward_sequences(const Host& host, const AttendCall<X, W>& call, const Sequences& s) {
   using WordT = Word<W>;
   const AttendStep<X, W>& a = call.a;
-  const int64_t panels = ceil_div(s.count * a.tokens, kPanel), channels = call.channels();
+  const int64_t rows = s.count * a.tokens, panels = ceil_div(rows, kPanel), channels = call.channels();
   const ProjectedHeads<X, W> own(host, call, s);
   project_sequences(host, call, s, &own.projected, {});
   own.position(host, call, s);
 
-  W* saved = a.saved_attended == nullptr ? nullptr : a.saved_attended + s.first * a.tokens / kPanel * channels * kPanel;
-  constexpr bool one_kind = sizeof(WordT) == sizeof(W);  // words are elements
-  const Buffer<WordT> own_words(host, one_kind && saved != nullptr ? 0 : panels * words_of<WordT>(channels) * kPanel);
+  const Place place(s, a.tokens);
+  W* saved = a.saved_attended == nullptr ? nullptr : a.saved_attended + place.panel * channels * kPanel;
+  // What is saved serves as words where these are elements and no other sequences share the panels.
+  const bool alone = place.lane == 0 && (rows % kPanel == 0 || s.first + s.count == a.batch);
+  const bool in_place = sizeof(WordT) == sizeof(W) && saved != nullptr && alone;
+  const Buffer<WordT> own_words(host, in_place ? 0 : panels * words_of<WordT>(channels) * kPanel);
   WordT* words = own_words;
   W* elements = saved;
-  if constexpr (one_kind)
-    if (saved != nullptr) words = saved, elements = nullptr;
-  if (saved != nullptr && s.count * a.tokens % kPanel != 0)  // lanes beyond the last token are read, and must be numbers
-    for (int64_t i = (panels - 1) * channels * kPanel; i < panels * channels * kPanel; i += kLanes) store(saved + i, Vec{});
-  attend(host, call, s, own.heads, TokenPanels<WordT, W>{words, elements, channels});
+  if constexpr (sizeof(WordT) == sizeof(W))
+    if (in_place) words = saved, elements = nullptr;
+  attend(host, call, s, own.heads, TokenPanels<WordT, W>{words, elements, channels, place.lane});
 
   const int64_t at = s.first * a.tokens * a.width;
   finish(host, call, s, words, a.y + at, a.saved_total == nullptr ? nullptr : a.saved_total + at);
@@ -58,6 +59,9 @@ template <class X, class W>
 void attend_step_forward(const AttendStep<X, W>& a, const Host& host) {
   if (a.batch * a.tokens == 0) return;
   const AttendCall<X, W> call(a, host);
+  const int64_t rows = a.batch * a.tokens, panel = call.channels() * kPanel;
+  if (a.saved_attended != nullptr && rows % kPanel != 0)  // lanes beyond the last token are read, and must be numbers
+    for (int64_t i = 0; i < panel; i += kLanes) store(a.saved_attended + rows / kPanel * panel + i, Vec{});
   const int64_t unit = call.unit(), units = ceil_div(a.batch, unit);
   if (units % host.threads == 0 || units >= 4 * host.threads) {
     Host alone = host;

@@ -134,27 +134,37 @@ static inline void scatter(const float* tile, const float* bias, int64_t rows, i
 
 // -- and back --------------------------------------------------------------------------------------------------------
 
-// Panels of all tokens with `features` channels, as words, elements, or both; null: not wanted.
+// Panels of all tokens with `features` channels, as words, elements, or both; null: not wanted. Token 0 is lane 0 of the
+// words and lane `lane` of the elements, whose first panel may begin with the tokens of others.
 template <class WordT, class Element>
 struct TokenPanels {
   WordT* words;
   Element* elements;
   int64_t features;
+  int64_t lane = 0;
 
   // Channels [rows][kPanel], with a vector's slack, of `count` tokens, at most kPanel, from `token` on: to the channels
   // from `feature` on.
   void put(const float* from, int64_t rows, int64_t feature, int64_t token, int64_t count) const {
-    for (int64_t done = 0; done < count;) {
-      const int64_t panel = (token + done) / kPanel, lane = (token + done) % kPanel;
-      const int64_t n = smaller(count - done, kPanel - lane);
-      if (words != nullptr)
-        put_words(from + done, rows, feature, n, words + panel * words_of<WordT>(features) * kPanel + lane);
-      if (elements != nullptr) put_elements(from + done, rows, n, elements + (panel * features + feature) * kPanel + lane);
-      done += n;
-    }
+    if (words != nullptr)
+      each_panel(token, count, [&](int64_t done, int64_t panel, int64_t at, int64_t n) {
+        put_words(from + done, rows, feature, n, words + panel * words_of<WordT>(features) * kPanel + at);
+      });
+    if (elements != nullptr)
+      each_panel(lane + token, count, [&](int64_t done, int64_t panel, int64_t at, int64_t n) {
+        put_elements(from + done, rows, n, elements + (panel * features + feature) * kPanel + at);
+      });
   }
 
  private:
+  template <class Part>
+  static void each_panel(int64_t token, int64_t count, const Part& part) {
+    for (int64_t done = 0; done < count;) {
+      const int64_t at = (token + done) % kPanel, n = smaller(count - done, kPanel - at);
+      part(done, (token + done) / kPanel, at, n);
+      done += n;
+    }
+  }
   template <class T>
   static void put_elements(const float* from, int64_t rows, int64_t count, T* out) {
     for (int64_t i = 0; i < rows; ++i)

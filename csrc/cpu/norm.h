@@ -21,28 +21,42 @@ static Statistics statistics(const X* x, int64_t width, const Norm& norm) {
     for (int64_t c = 0; c < width; c += kLanes) total += load_part(x + c, width - c);
     mean = sum(total) / float(width);
   }
-  Vec squares = {};
+  Vec squares = {}, rests = {};
   int64_t c = 0;
   for (; c + kLanes <= width; c += kLanes) {
     const Vec d = load(x + c) - mean;
     squares += d * d;
+    rests += d;
   }
-  float square = sum(squares);
+  float square = sum(squares), rest = sum(rests);
   for (; c < width; ++c) {
     const float d = to_float(x[c]) - mean;
     square += d * d;
+    rest += d;
   }
   if (norm.kind == NormKind::sphere) {
     const float length = __builtin_sqrtf(square), divisor = larger(length, norm.eps);
     return {0.f, 1.f / divisor, length < norm.eps, divisor};
   }
-  return {mean, 1.f / __builtin_sqrtf(square / float(width) + norm.eps), false};
+  float variance = square / float(width);
+  if (norm.kind == NormKind::layer) {  // what rounding took from the mean, which a row of equal numbers must hit exactly
+    rest /= float(width);
+    mean += rest;
+    variance -= rest * rest;
+    if (variance < 0.f) variance = 0.f;
+  }
+  return {mean, 1.f / __builtin_sqrtf(variance + norm.eps), false};
+}
+
+// The standardised row. On the sphere its length is 1 as closely as can be, or its gradient keeps a radial part.
+MACARON_INLINE Vec standardised(Vec v, const Statistics& s, const Norm& norm) {
+  return norm.kind == NormKind::sphere ? v / s.length : (v - s.mean) * s.scale;
 }
 
 // Columns c to c + kLanes of a normalised row; `v` holds those of x.
 MACARON_INLINE Vec normalized(Vec v, const Statistics& s, const Norm& norm, int64_t c, int64_t width) {
   if (norm.kind == NormKind::none) return v;
-  v = (v - s.mean) * s.scale;
+  v = standardised(v, s, norm);
   if (norm.weight != nullptr) v *= load_part(norm.weight + c, width - c);
   if (norm.bias != nullptr) v += load_part(norm.bias + c, width - c);
   return v;
@@ -59,11 +73,7 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
   }
   const Statistics s = statistics(x, width, norm);
   const bool sphere = norm.kind == NormKind::sphere;
-  // The standardised row. On the sphere its length is 1 as closely as can be, or the gradient keeps a radial part.
-  const auto standard = [&](int64_t c) {
-    const Vec v = load_part(x + c, width - c) - s.mean;
-    return sphere ? v / s.length : v * s.scale;
-  };
+  const auto standard = [&](int64_t c) { return standardised(load_part(x + c, width - c), s, norm); };
   Vec along = {}, total = {};  // sums of g y and of g, with y the standardised row and g = grad * weight
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
@@ -74,15 +84,13 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
     if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
     along += g * y;  // beyond the last column g is 0
     total += g;
+    store_part(grad_x + c, g, n);  // rounded: where y takes all of g away, nothing of it may be left
   }
   const float g_y = s.clamped ? 0.f : sphere ? sum(along) : sum(along) / float(width);
   const float g_1 = norm.kind == NormKind::layer ? sum(total) / float(width) : 0.f;
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
-    const Vec y = standard(c);
-    Vec g = load_part(grad + c, n);
-    if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
-    store_part(grad_x + c, s.scale * (g - y * g_y - g_1), n);
+    store_part(grad_x + c, s.scale * (load_part(grad_x + c, n) - standard(c) * g_y - g_1), n);
   }
 }
 

@@ -1,8 +1,8 @@
 // The gradients of sphere_attend_step, in three passes over panels of owners:
 //
 //   1  through the move: from dy to du, hence g and d of every row, and to the gradients in x past the attention
-//   2  queries: dq, and d settled where a weight is nearly 1
-//   3  keys: dk and dv; or both passes at once for x among itself, where no weight is near 1
+//   2  queries: dq, and d settled where weights are large
+//   3  keys: dk and dv; or both passes at once for x among itself, where no weight is large
 #pragma once
 
 #include "sphere_inputs.h"
@@ -10,7 +10,7 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 
 // A row with a larger weight than this has its d settled.
-constexpr float kPeaked = 0.25f;
+constexpr float kPeaked = 0.01f;
 
 static void add_panel(const float* panel, int64_t width, float factor, float* sum) {
   for (int64_t i = 0; i < width * kPanel; i += kLanes) store(sum + i, load(sum + i) + load(panel + i) * factor);

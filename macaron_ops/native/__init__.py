@@ -118,19 +118,27 @@ def _check_file(path: Path) -> None:
     """Says in words what the dynamic loader would report as a missing file."""
     try:
         with path.open("rb") as file:
-            head = file.read(20)
+            head = file.read(64)
+        size = path.stat().st_size
     except OSError as error:
         if os.environ.get("MACARON_OPS_NATIVE_LIBRARY"):
             raise _Refused(f"MACARON_OPS_NATIVE_LIBRARY={path}: {error.strerror}") from None
         missing = build_record().get("missing")
         why = f": {missing}" if missing else ""
         raise _Refused(f"its library was not built{why} (to build it: {how_to_build()})") from None
-    if len(head) < 20 or head[:4] != b"\x7fELF":
+    if len(head) < 64 or head[:5] != b"\x7fELF\x02":
         raise _Refused(f"{path} is not a shared library")
-    machine = int.from_bytes(head[18:20], "little" if head[5] == 1 else "big")
+
+    def field(begin: int, end: int) -> int:
+        return int.from_bytes(head[begin:end], "little" if head[5] == 1 else "big")
+
+    machine = field(18, 20)
     built_for = _MACHINES.get(machine, f"another machine (e_machine {machine})")
     if built_for != platform.machine():
         raise _Refused(f"{path} was built for {built_for}, this machine is {platform.machine()}")
+    whole = field(40, 48) + field(58, 60) * field(60, 62)  # the section headers are a file's end; loading half of one
+    if size < whole:  # would end the process
+        raise _Refused(f"{path} is cut off: {size} bytes of {whole}")
 
 
 def _open(path: Path) -> tuple[str, tuple[str, ...]]:

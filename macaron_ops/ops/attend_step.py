@@ -97,6 +97,8 @@ def attend_step(
     if w_out.shape[1] % heads:
         raise ValueError(f"num_heads: expected a divisor of w_out's {w_out.shape[1]} columns; got {heads}")
     head_dim = w_out.shape[1] // heads
+    if head_dim == 0:
+        raise ValueError(f"w_out: expected at least one channel for each of {heads} heads; got {tuple(w_out.shape)}")
 
     if context is not None:
         if not isinstance(context, Tensor) or context.dim() != t.x.dim() or list(context.shape[:-2]) != batch:
@@ -205,6 +207,11 @@ def _key_padding_mask(t: Operands, mask: object, batch: list[int], keys: int) ->
     return mask.reshape(math.prod(batch), keys)
 
 
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether there are no values to read: inside torch.compile, or a fake tensor."""
+    return torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
 def _check_cu_seqlens(t: Operands, cu_seqlens: object, context: Tensor | None) -> None:
     if cu_seqlens is None:
         return
@@ -217,7 +224,7 @@ def _check_cu_seqlens(t: Operands, cu_seqlens: object, context: Tensor | None) -
     if context is not None:
         raise ValueError("cu_seqlens: expected None with a context; packed sequences attend within themselves")
     # On the CPU the borders themselves are checked; reading them from a device would wait for it.
-    if cu_seqlens.device.type == "cpu" and type(cu_seqlens) is Tensor and not torch.compiler.is_compiling():
+    if cu_seqlens.device.type == "cpu" and not _is_traced(cu_seqlens):
         borders = cu_seqlens.tolist()
         tokens = t.x.shape[0]
         if len(borders) < 2 or borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):

@@ -125,7 +125,7 @@ def _whole(plan: Sequence[_Step]) -> ModuleType | None:
 
 def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The output, and what the backward pass reads: for each step its input (unless it is x, or the same as the
-    step's before it), then what the raw operator saved."""
+    step's before it; empty where nothing is saved), then what the raw operator saved."""
     whole = _whole(plan)
     if whole is not None:
         return whole.forward(plan, save, inputs)
@@ -134,13 +134,23 @@ def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor
         if not step.joins:
             x = y
             if i > 0:
-                kept.append(x)
+                kept.append(x if _is_kept(plan, save, i) else x.new_empty(0))
         outputs = FORWARD[step.backend, step.operator](x, *step.gather(inputs), *step.options, save[i])
         out = outputs if step.saved == 0 else outputs[0]
         if step.saved > 0:
             kept.extend(outputs[1:])
         y = y + out if step.joins else out
     return y, kept
+
+
+def _is_kept(plan: Sequence[_Step], save: Sequence[str], i: int) -> bool:
+    """Whether the backward pass reads the input of step ``i``, which those after it that join it read too."""
+    for j in range(i, len(plan)):
+        if j > i and not plan[j].joins:
+            return False
+        if save[j] != "none":
+            return True
+    return False
 
 
 def _reads(plan: Sequence[_Step], kept: Sequence[Tensor], needs: Sequence[bool], x: Tensor) -> list[tuple]:

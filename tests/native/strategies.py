@@ -209,6 +209,8 @@ def sphere_calls(draw):
         # is rounding alone (none at all in bfloat16, where S(x) - x is 0 for most x).
         step = {"step": replace(step["step"], trained=False)}
     beta, beta_number = _number_or(draw, "beta", None)
+    if beta_number and draw(st.booleans()):
+        beta_number = {"beta": draw(st.sampled_from([4.0, 12.0, 30.0, 60.0, -20.0]))}
     options = {
         "weighting": draw(st.sampled_from(["softmax", "unnormalized"])),
         "direction": draw(directions),

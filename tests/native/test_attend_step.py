@@ -107,6 +107,29 @@ def test_several_groups_of_sequences():
     assert_same(*call_of(300, batch=5, kv_heads=1))
 
 
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize(("batch", "tokens"), [(9, 63), (7, 129), (5, 255), (3, 600)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_groups_that_begin_inside_a_panel(batch, tokens, save, placement, dtype):
+    """Of what the heads attended to, which is saved in panels of all sequences."""
+    args, kwargs = call_of(tokens, batch=batch, dtype=dtype, placement=placement, save=save)
+    assert_same(args, kwargs)
+
+
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_memory_depends_on_no_remainder(tokens, save):
+    """Sequences that do not fill panels take hardly more scratch memory than those that do."""
+    peaks = []
+    for length in (tokens, tokens - 1):
+        args, kwargs = call_of(length, batch=32, d=64, heads=2, head_dim=32, save=save)
+        torch.ops.macaron_ops_cpu.scratch_peak()  # starts its mark anew
+        run("native", args, kwargs)
+        peaks.append(torch.ops.macaron_ops_cpu.scratch_peak())
+    assert peaks[1] <= 3 * peaks[0]
+
+
 def test_no_keys_at_all():
     assert_same(*call_of(5, keys=0))
 
@@ -134,6 +157,18 @@ def test_packed_sequences(borders, causal):
     for start, stop in zip(borders, borders[1:], strict=False):
         alone = run("native", (args[0][start:stop].detach(), *args[1:]), kwargs, gradients=False)[0]
         torch.testing.assert_close(y[start:stop], alone)
+
+
+@pytest.mark.parametrize("borders", [[0, 8, 3_000_000], [0, 8], [1, 16], [0, 12, 8, 16]])
+def test_borders_that_nobody_saw_before(borders):
+    """What a graph computes is not checked in Python, and the kernel writes where borders say."""
+    args, kwargs = call_of(16, batch=0)
+    computed = torch.compile(lambda cu: macaron_ops.attend_step(*args, **kwargs, cu_seqlens=cu), backend="eager")
+    with macaron_ops.use_backend("native"), pytest.raises((RuntimeError, ValueError), match="borders that rise from 0"):
+        computed(torch.tensor(borders, dtype=torch.int32))
+    parameter = torch.nn.Parameter(torch.tensor(borders, dtype=torch.int32), requires_grad=False)
+    with pytest.raises(ValueError, match="borders that rise from 0 to T = 16"):
+        macaron_ops.attend_step(*args, **kwargs, cu_seqlens=parameter)
 
 
 def test_a_row_that_sees_nothing_gives_the_bias_alone():

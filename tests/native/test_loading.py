@@ -58,6 +58,15 @@ def test_something_else_than_a_library(refusal, tmp_path):
         assert refusal(file) == f"{file} is not a shared library"
 
 
+@pytest.mark.skipif(not native.library(), reason="the native library cannot be used here")
+@pytest.mark.parametrize("size", [100, 4000, 200_000])
+def test_half_a_library(refusal, tmp_path, size):
+    """Loading it would end the process."""
+    file, whole = tmp_path / "half.so", native.library_path().read_bytes()
+    file.write_bytes(whole[:size])
+    assert refusal(file) == f"{file} is cut off: {size} bytes of {len(whole)}"
+
+
 def test_a_library_for_another_machine(refusal, tmp_path):
     file, other = tmp_path / "other.so", 183 if os.uname().machine == "x86_64" else 62
     file.write_bytes(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00" + other.to_bytes(2, "little") + bytes(44))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import macaron_ops
 from tests import twins
 from tests.native.calls import Call, Drawn, check, lay
-from tests.rule import assert_by_rule
+from tests.rule import assert_by_rule, assert_draws_by_rule
 
 pytestmark = pytest.mark.skipif(
     not macaron_ops.backends()["native"].usable, reason="the native library cannot be used here"
@@ -22,10 +22,10 @@ def particles(n, d, dtype=torch.float32, seed=0):
     return F.normalize(torch.randn(n, d, dtype=torch.float64, generator=generator), dim=-1).to(dtype)
 
 
-def results(step, x, **options):
+def results(step, x, beta=2.0, **options):
     """y and the gradient in x, for a gradient of y that is the same in every dtype."""
     x = x.detach().requires_grad_()
-    y = step(x, 0.3, 2.0, **options)
+    y = step(x, 0.3, beta, **options)
     grad = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).bfloat16()
     return y.detach(), torch.autograd.grad(y, x, grad.to(y.dtype))[0]
 
@@ -48,6 +48,20 @@ def test_many_particles(n, d, options):
     found = [results(step, t, **options) for step, t in ((native, x), (twins.sphere_attend_step, x))]
     for name, *triple in zip(("y", "gradient of x"), *found, results(in_blocks, x.double(), **options), strict=True):
         assert_by_rule(name, *triple)
+
+
+@pytest.mark.parametrize(("n", "beta"), [(200, 12.0), (300, 20.0), (600, 30.0), (1100, 30.0), (1100, 60.0)])
+@pytest.mark.parametrize("d", [3, 9])
+def test_concentrated_weights(d, n, beta):
+    """A few neighbours of a particle have most of its weight: the gradients of scores cancel."""
+
+    def draw(seed):
+        x = particles(n, d, seed=seed)
+        pairs = (native, x), (twins.sphere_attend_step, x), (in_blocks, x.double())
+        found = [results(step, t, beta=beta) for step, t in pairs]
+        return {name: triple for name, *triple in zip(("y", "gradient of x"), *found, strict=True)}
+
+    assert_draws_by_rule(draw)
 
 
 @pytest.mark.parametrize("d", [3, 48])

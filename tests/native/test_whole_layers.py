@@ -122,3 +122,20 @@ def test_the_second_derivative_goes_through_the_definition():
     y = split_layer(p["x"][0], strang(p))
     grad = torch.autograd.grad(y.square().sum(), p["x"][0], create_graph=True)[0]
     assert torch.autograd.grad(grad.square().sum(), p["first"][0])[0].isfinite().all()
+
+
+def test_nothing_is_kept_below_the_first_trained_substep():
+    p = parameters(torch.float32)
+    frozen = [t for name in ("x", "first", "attend") for t in p[name]]
+    for t in frozen:
+        t.requires_grad_(False)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = split_layer(p["x"][0], strang(p), save="lean")
+    inputs = [t for t in kept if t.shape == y.shape and t is not p["x"][0]]
+    assert len(inputs) == 1  # that of the last substep
+    exact = split_layer(p["x"][0].double(), strang({name: [t.double() for t in group] for name, group in p.items()}))
+    torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-5)
+    grads = torch.autograd.grad(y.sum(), p["second"])
+    for g, e in zip(grads, torch.autograd.grad(exact.sum(), p["second"]), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-3, atol=1e-3)

@@ -199,7 +199,7 @@ def test_memory_policies(x, parameters):
     for p in parameters["first"] + parameters["attention"]:
         p.requires_grad_(False)
     frozen, _y = saved_bytes(lambda: split_layer(x.detach(), strang(parameters), save="fast"), excluded)
-    assert frozen == tokens * (2 * D + HIDDEN) * width  # two substep inputs, and the last one's pre-activations
+    assert frozen == tokens * (D + HIDDEN) * width  # the last substep's input and pre-activations
     with torch.no_grad():
         none, _y = saved_bytes(lambda: split_layer(x, strang(parameters)), excluded)
     assert none == 0

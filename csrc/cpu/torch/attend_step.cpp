@@ -81,6 +81,10 @@ AttendStep<X, W> arguments(Call& call) {
   if (call.has(cu_seqlens)) {
     a.borders = call.data<int32_t>(cu_seqlens);
     a.sequences = call.size(cu_seqlens, 0) - 1;
+    // The kernels write where these say, and the tensor may have come here through a graph, unseen.
+    bool rising = a.sequences >= 1 && a.borders[0] == 0 && a.borders[a.sequences] == a.tokens;
+    for (int64_t s = 0; s < a.sequences; ++s) rising = rising && a.borders[s] <= a.borders[s + 1];
+    STD_TORCH_CHECK(rising, "cu_seqlens: expected borders that rise from 0 to T = ", a.tokens);
   }
   if (call.has(cos)) {
     a.cos = call.floats(cos);

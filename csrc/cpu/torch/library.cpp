@@ -50,6 +50,13 @@ Tensor add(const Tensor& a, const Tensor& b) {
   return torch::stable::subtract(a, b, -1.0);
 }
 
+// Whether the backward pass reads the input of substep i, which those after it that join it read too.
+bool is_kept(const std::vector<Substep>& substeps, size_t i) {
+  bool kept = substeps[i].save != Save::none;
+  for (size_t j = i + 1; j < substeps.size() && substeps[j].joins; ++j) kept = kept || substeps[j].save != Save::none;
+  return kept;
+}
+
 Tensors forward(Tensors inputs, std::vector<double> plan) {
   const std::vector<Substep> substeps = decode(plan);
   bool keeps = false;
@@ -60,7 +67,7 @@ Tensors forward(Tensors inputs, std::vector<double> plan) {
     const Substep& s = substeps[i];
     if (!s.joins) {
       x = y;
-      if (i > 0 && keeps) kept.push_back(x);
+      if (i > 0 && keeps) kept.push_back(is_kept(substeps, i) ? x : nothing(x.scalar_type()));
     }
     Call call = s.call(x, inputs);
     Tensors out = s.op->forward(call);

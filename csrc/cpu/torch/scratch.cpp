@@ -20,6 +20,11 @@ struct Pool {
   std::mutex mutex;
   std::vector<Header*> waiting;
   size_t kept = 0, used = 0, peak = 0;
+
+  void use(size_t bytes) {
+    used += bytes;
+    peak = std::max(peak, used);
+  }
 };
 
 Pool& pool() {
@@ -45,13 +50,16 @@ void* allocate_scratch(size_t bytes) {
       p.waiting.erase(best);
       p.kept -= found->bytes;
     }
-    p.used += found == nullptr ? bytes : found->bytes;
-    p.peak = std::max(p.peak, p.used);
-    if (found != nullptr) return found + 1;
+    if (found != nullptr) {
+      p.use(found->bytes);
+      return found + 1;
+    }
   }
   auto* block = static_cast<Header*>(std::aligned_alloc(kAlignment, sizeof(Header) + bytes));
   if (block == nullptr) throw std::bad_alloc();
   block->bytes = bytes;
+  const std::lock_guard<std::mutex> lock(p.mutex);
+  p.use(bytes);
   return block + 1;
 }
 
