@@ -1,0 +1,46 @@
+"""Counter-based dropout, bit for bit that of ``macaron_ops/reference/dropout.py``.
+
+    u = tl.rand(seed, position + (stream << 52)),  keep = u >= p,  drop(x) = keep ? x / (1 - p) : 0
+
+``position`` is the element's index in the contiguous tensor that is dropped. The mask is never stored: a backward pass
+draws it again. About 60 integer instructions an element, beside a matrix product as good as free.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["HIDDEN_STREAM", "OUTPUT_STREAM", "Dropout", "drop"]
+
+OUTPUT_STREAM = 0  # dropout of the operator's output
+HIDDEN_STREAM = 1  # dropout of the hidden activations
+
+
+class Dropout(NamedTuple):
+    """The arguments of :func:`drop`, in its order; ``DROP`` tells a kernel whether there is anything to do."""
+
+    seed: Tensor | None
+    stream: int  # shifted to its place in the counter
+    p: float
+    scale: float
+
+    @classmethod
+    def of(cls, p: float, seed: Tensor | None, stream: int) -> "Dropout":
+        return cls(seed, stream << 52, p, 1.0 / (1.0 - p) if p < 1.0 else 0.0)
+
+    @property
+    def drops(self) -> bool:
+        return self.p > 0.0
+
+
+@triton.jit
+def drop(x, rows, columns, width, seed, stream, p, scale, DROP: tl.constexpr):
+    """``x`` after dropout, where it is the tile at ``rows``, ``columns`` of a tensor (any, width)."""
+    if DROP:
+        position = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        u = tl.rand(tl.load(seed), position + stream)
+        return tl.where(u >= p, x * scale, 0.0)
+    else:
+        return x

@@ -1,0 +1,114 @@
+"""The FFN step in ONE kernel where a row of x is narrow (D <= 128): the hidden activations never leave the chip.
+
+    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement)
+
+A program keeps BM rows: x, N(x) and the (BM, D) accumulator stay in registers and shared memory while W_in and W_out
+pass by in blocks of BN hidden channels, from L2: they are read M / BM times, x and y move once. 4 M D F FLOP (6 where
+gated). Two kernels would write and read h: 2 M F numbers, at D = 64 more time than the products take. For a backward
+pass with ``save="fast"`` the pre-activations are written from here.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import ACTIVATION_OF_GATE, activate
+from .device import launch
+from .dropout import Dropout, drop
+from .norm import affine, standardize
+from .product import as_matrix, dot, precision
+from .rows import Rows, offsets
+from .tiles import tile
+
+__all__ = ["NARROW", "narrow_ffn"]
+
+NARROW = 128  # channels: (BM, 128) float32 accumulators leave registers for a block of hidden activations
+
+
+@triton.jit
+def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISION: tl.constexpr,
+                  BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """The pre-activations (BM, BN) of one block of W_in's rows, written to z if it is given; ``at`` points into w."""
+    value = dot(n, tl.load(at, inside, 0.0), tl.zeros((BM, BN), tl.float32), PRECISION)
+    if b is not None:
+        value += tl.load(b + columns, columns < F, 0.0).to(tl.float32)[None, :]
+    if z is not None:
+        z_at = z + rows.to(tl.int64)[:, None] * z_stride + columns[None, :]
+        tl.store(z_at, value.to(z.dtype.element_ty), (rows < M)[:, None] & (columns < F)[None, :])
+    return value
+
+
+@triton.jit
+def narrow_ffn_kernel(
+    x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, a, c, eps, M, F, x_inner, x_outer, x_stride,
+    in_stride, out_stride,
+    h_seed, h_stream, h_p, h_scale, H_DROP: tl.constexpr, seed, stream, p, scale, DROP: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """A program: BM rows of y; BK is D rounded up to a power of 2. y, z and total are contiguous."""
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    channels = tl.arange(0, BK)
+    inside = (rows < M)[:, None] & (channels < D)[None, :]
+    x_at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride)[:, None] + channels[None, :]
+    n = tl.load(x + x_at, inside, 0.0).to(tl.float32)
+    if NORM != "none" and not POST:
+        n, _, _ = standardize(n, inside, eps, D, NORM)
+        n = affine(n, weight, bias, channels, D)
+    n = n.to(w_in.dtype.element_ty)
+    u = tl.zeros((BM, BK), tl.float32)
+    z_width = 2 * F if GATED else F
+    for start in range(0, F, BN):
+        columns = start + tl.arange(0, BN)
+        w_inside = (channels < D)[:, None] & (columns < F)[None, :]
+        at = w_in + (channels[:, None] + columns.to(tl.int64)[None, :] * in_stride)
+        h = _hidden_block(n, w_in, b_in, rows, columns, w_inside, at, M, F, z, z_width, PRECISION, BM, BN)
+        h = activate(h, ACTIVATION)
+        if GATED:
+            up_b = None if b_in is None else b_in + F
+            up_z = None if z is None else z + F
+            at += tl.cast(F, tl.int64) * in_stride
+            h *= _hidden_block(n, w_in, up_b, rows, columns, w_inside, at, M, F, up_z, z_width, PRECISION, BM, BN)
+        h = drop(h, rows, columns, F, h_seed, h_stream, h_p, h_scale, H_DROP)
+        out_at = w_out + (columns[:, None] + channels.to(tl.int64)[None, :] * out_stride)
+        w = tl.load(out_at, (columns < F)[:, None] & (channels < D)[None, :], 0.0)
+        u = dot(h.to(w.dtype), w, u, PRECISION)
+    if b_out is not None:
+        u += tl.load(b_out + channels, channels < D, 0.0).to(tl.float32)[None, :]
+    u = c * drop(u, rows, channels, D, seed, stream, p, scale, DROP)
+    # Read again rather than kept: 64 registers a thread through the whole loop.
+    u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
+    y_at = rows.to(tl.int64)[:, None] * D + channels[None, :]
+    if POST and NORM != "none":
+        if total is not None:
+            tl.store(total + y_at, u.to(total.dtype.element_ty), inside)
+        u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, D, NORM)
+        u = affine(u, weight, bias, channels, D)
+    tl.store(y + y_at, u.to(y.dtype.element_ty), inside)
+
+
+def narrow_ffn(
+    x: Rows,
+    tensors,
+    options,
+    hidden_dropout: Dropout,
+    dropout: Dropout,
+    y: Tensor,
+    z: Tensor | None,
+    total: Tensor | None,
+) -> None:
+    """Writes ``y (..., D)``, and for the backward pass ``z (..., F or 2F)`` and ``total (..., D)``, each if given."""
+    t, o = tensors, options
+    width, hidden = x.tensor.shape[-1], t.w_out.shape[1]
+    w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
+    block = max(triton.next_power_of_2(width), 16)
+    s = tile("narrow", w_in.dtype, y.device, x.count, block)
+    launch(
+        narrow_ffn_kernel, triton.cdiv(x.count, s.BM), y.device,
+        x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
+        o.residual_scale, o.step, o.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
+        *hidden_dropout, H_DROP=hidden_dropout.drops, **dropout._asdict(), DROP=dropout.drops,
+        D=width, NORM=o.norm or "none", POST=o.placement == "post",
+        ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
+        PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, num_warps=s.num_warps, num_stages=s.num_stages,
+    )  # fmt: skip
