@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["HIDDEN_STREAM", "OUTPUT_STREAM", "Dropout", "drop"]
+__all__ = ["HIDDEN_STREAM", "OUTPUT_STREAM", "Dropout", "drop", "keeps"]
 
 OUTPUT_STREAM = 0  # dropout of the operator's output
 HIDDEN_STREAM = 1  # dropout of the hidden activations
 
 
 class Dropout(NamedTuple):
-    """The arguments of :func:`drop`, in its order; ``DROP`` tells a kernel whether there is anything to do."""
+    """The kernels' arguments for a dropout, in their order."""
 
     seed: Tensor | None
     stream: int  # shifted to its place in the counter
@@ -32,15 +32,24 @@ class Dropout(NamedTuple):
 
     @property
     def drops(self) -> bool:
+        """Whether there is anything to do: the constant ``DROP`` of the kernels."""
         return self.p > 0.0
 
 
 @triton.jit
-def drop(x, rows, columns, width, seed, stream, p, scale, DROP: tl.constexpr):
-    """``x`` after dropout, where it is the tile at ``rows``, ``columns`` of a tensor (any, width)."""
+def keeps(rows, columns, width, seed, stream, p, DROP: tl.constexpr):
+    """Whether each element of the tile at ``rows``, ``columns`` of a tensor (any, width) is kept."""
     if DROP:
         position = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        u = tl.rand(tl.load(seed), position + stream)
-        return tl.where(u >= p, x * scale, 0.0)
+        return tl.rand(tl.load(seed), position + stream) >= p
+    else:
+        return None
+
+
+@triton.jit
+def drop(x, kept, scale, DROP: tl.constexpr):
+    """``x`` after the dropout that :func:`keeps` drew."""
+    if DROP:
+        return tl.where(kept, x * scale, 0.0)
     else:
         return x

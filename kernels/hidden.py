@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .activation import ACTIVATION_OF_GATE, activate, activate_backward
 from .device import launch
-from .dropout import Dropout, drop
+from .dropout import Dropout, drop, keeps
 from .product import as_matrix, precision, product, product_pair, tile_at
+from .slices import slices
 from .tiles import Tile, tile
 
 __all__ = ["hidden_again", "hidden_backward", "hidden_forward"]
@@ -33,36 +34,41 @@ def _bias(b, columns, N):
 def hidden_forward_kernel(
     n, w, b, z, h, M, F, K, n_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of h; z and h are contiguous, and each is written if it is given."""
     tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
     rows = tile_row * BM + tl.arange(0, BM)
     columns = tile_column * BN + tl.arange(0, BN)
-    inside = (rows < M)[:, None] & (columns < F)[None, :]
     long_rows = rows.to(tl.int64)[:, None]
     if GATED:
         other = tl.cast(F, tl.int64) * w_stride
         gate, up = product_pair(n, w, other, rows, columns, M, F, K, n_stride, w_stride, BM, BN, BK, PRECISION)
-        if b is not None:
-            gate += _bias(b, columns, F)
-            up += _bias(b + F, columns, F)
-        if z is not None:
-            z_at = z + long_rows * (2 * F) + columns[None, :]
-            tl.store(z_at, gate.to(z.dtype.element_ty), inside)
-            tl.store(z_at + F, up.to(z.dtype.element_ty), inside)
-        value = activate(gate, ACTIVATION) * up
+        ups = slices(up, BM, BN, SLICES)
     else:
-        value = product(n, w, rows, columns, M, F, 0, K, n_stride, 1, 1, w_stride, BM, BN, BK, PRECISION)
+        gate = product(n, w, rows, columns, M, F, 0, K, n_stride, 1, 1, w_stride, BM, BN, BK, PRECISION)
+    gates = slices(gate, BM, BN, SLICES)
+    z_stride = 2 * F if GATED else F
+    for i in tl.static_range(SLICES):
+        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+        inside = (rows < M)[:, None] & (at < F)[None, :]
+        value = gates[i]
         if b is not None:
-            value += _bias(b, columns, F)
+            value += _bias(b, at, F)
         if z is not None:
-            tl.store(z + long_rows * F + columns[None, :], value.to(z.dtype.element_ty), inside)
+            tl.store(z + long_rows * z_stride + at[None, :], value.to(z.dtype.element_ty), inside)
         if h is not None:
             value = activate(value, ACTIVATION)
-    if h is not None:
-        value = drop(value, rows, columns, F, seed, stream, p, scale, DROP)
-        tl.store(h + long_rows * F + columns[None, :], value.to(h.dtype.element_ty), inside)
+        if GATED:
+            up = ups[i]
+            if b is not None:
+                up += _bias(b + F, at, F)
+            if z is not None:
+                tl.store(z + F + long_rows * z_stride + at[None, :], up.to(z.dtype.element_ty), inside)
+            value *= up
+        if h is not None:
+            value = drop(value, keeps(rows, at, F, seed, stream, p, DROP), scale, DROP)
+            tl.store(h + long_rows * F + at[None, :], value.to(h.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -80,7 +86,7 @@ def hidden_again_kernel(
     value = activate(tl.load(z_at, inside, 0.0).to(tl.float32), ACTIVATION)
     if GATED:
         value *= tl.load(z_at + F, inside, 0.0).to(tl.float32)
-    value = drop(value, rows, columns, F, seed, stream, p, scale, DROP)
+    value = drop(value, keeps(rows, columns, F, seed, stream, p, DROP), scale, DROP)
     tl.store(h + long_rows * F + columns[None, :], value.to(h.dtype.element_ty), inside)
 
 
@@ -88,36 +94,42 @@ def hidden_again_kernel(
 def hidden_backward_kernel(
     g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
     tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
     rows = tile_row * BM + tl.arange(0, BM)
     columns = tile_column * BN + tl.arange(0, BN)
-    inside = (rows < M)[:, None] & (columns < F)[None, :]
     long_rows = rows.to(tl.int64)[:, None]
     width = 2 * F if GATED else F
-    at = long_rows * width + columns[None, :]
-    dh = c * product(g, w, rows, columns, M, F, 0, K, g_stride, 1, w_stride, 1, BM, BN, BK, PRECISION)
-    dh = drop(dh, rows, columns, F, seed, stream, p, scale, DROP)
-    value, slope = activate_backward(tl.load(z + at, inside, 0.0).to(tl.float32), ACTIVATION)
-    if GATED:
-        up = tl.load(z + F + at, inside, 0.0).to(tl.float32)
-        d_up = tl.where(inside, dh * value, 0.0)
-        value *= up
-        slope *= up
-        if dz is not None:
-            tl.store(dz + F + at, d_up.to(dz.dtype.element_ty), inside)
-        if sums is not None:
-            tl.store(sums + tl.cast(tile_row, tl.int64) * width + F + columns, tl.sum(d_up, 0), columns < F)
-    d_value = tl.where(inside, dh * slope, 0.0)
+    tile = product(g, w, rows, columns, M, F, 0, K, g_stride, 1, w_stride, 1, BM, BN, BK, PRECISION)
+    parts = slices(tile, BM, BN, SLICES)
+    for i in tl.static_range(SLICES):
+        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+        inside = (rows < M)[:, None] & (at < F)[None, :]
+        z_at = long_rows * width + at[None, :]
+        kept = keeps(rows, at, F, seed, stream, p, DROP)
+        dh = tl.where(inside, drop(c * parts[i], kept, scale, DROP), 0.0)
+        value, slope = activate_backward(tl.load(z + z_at, inside, 0.0).to(tl.float32), ACTIVATION)
+        if GATED:
+            up = tl.load(z + F + z_at, inside, 0.0).to(tl.float32)
+            d_up = dh * value
+            value *= up
+            slope *= up
+            _write(d_up, dz, sums, z_at + F, at + F, inside, at < F, tile_row, width)
+        _write(dh * slope, dz, sums, z_at, at, inside, at < F, tile_row, width)
+        if h is not None:
+            value = drop(value, kept, scale, DROP)
+            tl.store(h + long_rows * F + at[None, :], value.to(h.dtype.element_ty), inside)
+
+
+@triton.jit
+def _write(value, dz, sums, z_at, at, inside, columns_inside, tile_row, width):
+    """A tile of dz, and its sum over the rows."""
     if dz is not None:
-        tl.store(dz + at, d_value.to(dz.dtype.element_ty), inside)
+        tl.store(dz + z_at, value.to(dz.dtype.element_ty), inside)
     if sums is not None:
-        tl.store(sums + tl.cast(tile_row, tl.int64) * width + columns, tl.sum(d_value, 0), columns < F)
-    if h is not None:
-        value = drop(value, rows, columns, F, seed, stream, p, scale, DROP)
-        tl.store(h + long_rows * F + columns[None, :], value.to(h.dtype.element_ty), inside)
+        tl.store(sums + tl.cast(tile_row, tl.int64) * width + at, tl.sum(value, 0), columns_inside)
 
 
 def _name(activation: str) -> dict:
@@ -137,7 +149,7 @@ def hidden_forward(
     launch(
         hidden_forward_kernel, t.count(count, hidden), n.device,
         n, w, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
-        **_name(activation), PRECISION=precision(w.dtype), **t.constants(),
+        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
     )  # fmt: skip
     return h
 
@@ -179,6 +191,6 @@ def hidden_backward(
     launch(
         hidden_backward_kernel, t.count(count, hidden), g.device,
         g, w, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
-        **_name(activation), PRECISION=precision(w.dtype), **t.constants(),
+        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
     )  # fmt: skip
     return dz, h, None if sums is None else sums.sum(0)

@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launch
-from .dropout import Dropout, drop
+from .dropout import Dropout, drop, keeps
 from .product import as_matrix, precision, product, tile_at
 from .rows import Rows, offsets
+from .slices import slices
 from .tiles import tile
 
 __all__ = ["linear_residual"]
@@ -25,22 +26,26 @@ __all__ = ["linear_residual"]
 def linear_residual_kernel(
     left, right, bias, x, y, a, c, M, N, K, left_stride, right_k, right_column, x_inner, x_outer, x_stride,
     seed, stream, p, scale, DROP: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of y (contiguous)."""
     tile_row, tile_column = tile_at(tl.program_id(0), M, N, BM, BN, GROUP)
     rows = tile_row * BM + tl.arange(0, BM)
     columns = tile_column * BN + tl.arange(0, BN)
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
-    u = product(left, right, rows, columns, M, N, 0, K, left_stride, 1, right_k, right_column, BM, BN, BK, PRECISION)
-    if bias is not None:
-        u += tl.load(bias + columns, columns < N, 0.0).to(tl.float32)[None, :]
-    u = c * drop(u, rows, columns, N, seed, stream, p, scale, DROP)
+    tile = product(left, right, rows, columns, M, N, 0, K, left_stride, 1, right_k, right_column, BM, BN, BK, PRECISION)
+    parts = slices(tile, BM, BN, SLICES)
     long_rows = rows.to(tl.int64)
-    if x is not None:
-        x_at = offsets(long_rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
-        u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
-    tl.store(y + long_rows[:, None] * N + columns[None, :], u.to(y.dtype.element_ty), inside)
+    for i in tl.static_range(SLICES):
+        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+        inside = (rows < M)[:, None] & (at < N)[None, :]
+        u = parts[i]
+        if bias is not None:
+            u += tl.load(bias + at, at < N, 0.0).to(tl.float32)[None, :]
+        u = c * drop(u, keeps(rows, at, N, seed, stream, p, DROP), scale, DROP)
+        if x is not None:
+            x_at = offsets(long_rows, x_inner, x_outer, x_stride)[:, None] + at[None, :]
+            u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
+        tl.store(y + long_rows[:, None] * N + at[None, :], u.to(y.dtype.element_ty), inside)
 
 
 def linear_residual(
@@ -67,6 +72,6 @@ def linear_residual(
     launch(
         linear_residual_kernel, t.count(count, width), left.device,
         left, w, bias, x[0], y, a, c, count, width, length, left.stride(0), *strides, *x[2:],
-        *dropout, DROP=dropout.drops, PRECISION=precision(w.dtype), **t.constants(),
+        *dropout, DROP=dropout.drops, PRECISION=precision(w.dtype), **t.with_slices(),
     )  # fmt: skip
     return y

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .activation import ACTIVATION_OF_GATE, activate
 from .device import launch
-from .dropout import Dropout, drop
+from .dropout import Dropout, drop, keeps
 from .norm import affine, standardize
 from .product import as_matrix, dot, precision
 from .rows import Rows, offsets
+from .slices import drop_by_slices, slices
 from .tiles import tile
 
 __all__ = ["NARROW", "narrow_ffn"]
@@ -44,7 +45,7 @@ def narrow_ffn_kernel(
     in_stride, out_stride,
     h_seed, h_stream, h_p, h_scale, H_DROP: tl.constexpr, seed, stream, p, scale, DROP: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
-    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: BM rows of y; BK is D rounded up to a power of 2. y, z and total are contiguous."""
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -69,22 +70,60 @@ def narrow_ffn_kernel(
             up_z = None if z is None else z + F
             at += tl.cast(F, tl.int64) * in_stride
             h *= _hidden_block(n, w_in, up_b, rows, columns, w_inside, at, M, F, up_z, z_width, PRECISION, BM, BN)
-        h = drop(h, rows, columns, F, h_seed, h_stream, h_p, h_scale, H_DROP)
+        h = drop_by_slices(h, rows, start, F, h_seed, h_stream, h_p, h_scale, H_DROP, BM, BN)
         out_at = w_out + (columns[:, None] + channels.to(tl.int64)[None, :] * out_stride)
         w = tl.load(out_at, (columns < F)[:, None] & (channels < D)[None, :], 0.0)
         u = dot(h.to(w.dtype), w, u, PRECISION)
-    if b_out is not None:
-        u += tl.load(b_out + channels, channels < D, 0.0).to(tl.float32)[None, :]
-    u = c * drop(u, rows, channels, D, seed, stream, p, scale, DROP)
-    # Read again rather than kept: 64 registers a thread through the whole loop.
-    u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
-    y_at = rows.to(tl.int64)[:, None] * D + channels[None, :]
-    if POST and NORM != "none":
-        if total is not None:
-            tl.store(total + y_at, u.to(total.dtype.element_ty), inside)
-        u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, D, NORM)
-        u = affine(u, weight, bias, channels, D)
-    tl.store(y + y_at, u.to(y.dtype.element_ty), inside)
+    if POST:
+        _write_whole_rows(
+            u, x, x_inner, x_outer, x_stride, b_out, weight, bias, y, total, a, c, eps, rows, M,
+            seed, stream, p, scale, DROP, D, NORM, BM, BK,
+        )  # fmt: skip
+    else:
+        parts = slices(u, BM, BK, SLICES)
+        for i in tl.static_range(SLICES):
+            at = i * (BK // SLICES) + tl.arange(0, BK // SLICES)
+            part = c * drop(_biased(parts[i], b_out, at, D), keeps(rows, at, D, seed, stream, p, DROP), scale, DROP)
+            _add_and_write(part, x, x_inner, x_outer, x_stride, y, a, rows, at, M, D)
+
+
+@triton.jit
+def _biased(u, b, columns, N):
+    if b is not None:
+        u += tl.load(b + columns, columns < N, 0.0).to(tl.float32)[None, :]
+    return u
+
+
+@triton.jit
+def _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside):
+    """``u + a x``: x is read again, because it would have taken a register an element through the whole loop."""
+    at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    return u + a * tl.load(x + at, inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_and_write(u, x, x_inner, x_outer, x_stride, y, a, rows, columns, M, D: tl.constexpr):
+    inside = (rows < M)[:, None] & (columns < D)[None, :]
+    u = _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside)
+    tl.store(y + rows.to(tl.int64)[:, None] * D + columns[None, :], u.to(y.dtype.element_ty), inside)
+
+
+@triton.jit
+def _write_whole_rows(
+    u, x, x_inner, x_outer, x_stride, b_out, weight, bias, y, total, a, c, eps, rows, M,
+    seed, stream, p, scale, DROP: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The sum, written to total if it is given, and its normalisation, written to y."""
+    columns = tl.arange(0, BK)
+    inside = (rows < M)[:, None] & (columns < D)[None, :]
+    u = c * drop_by_slices(_biased(u, b_out, columns, D), rows, 0, D, seed, stream, p, scale, DROP, BM, BK)
+    u = _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside)
+    at = rows.to(tl.int64)[:, None] * D + columns[None, :]
+    if total is not None:
+        tl.store(total + at, u.to(total.dtype.element_ty), inside)
+    u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, D, NORM)
+    tl.store(y + at, affine(u, weight, bias, columns, D).to(y.dtype.element_ty), inside)
 
 
 def narrow_ffn(
@@ -108,7 +147,7 @@ def narrow_ffn(
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
         o.residual_scale, o.step, o.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
         *hidden_dropout, H_DROP=hidden_dropout.drops, **dropout._asdict(), DROP=dropout.drops,
-        D=width, NORM=o.norm or "none", POST=o.placement == "post",
+        D=width, NORM=o.norm or "none", POST=o.placement == "post" and o.norm is not None,
         ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
-        PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, num_warps=s.num_warps, num_stages=s.num_stages,
+        PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8), num_warps=s.num_warps, num_stages=s.num_stages,
     )  # fmt: skip

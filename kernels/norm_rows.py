@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launch
-from .dropout import Dropout, drop
+from .dropout import Dropout, drop, keeps
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
 from .rows import Rows, offsets, row_tiles
@@ -76,7 +76,7 @@ def norm_backward(
         if total is not None:
             tl.store(total + at, g.to(total.dtype.element_ty), inside)
         if dropped is not None or sum_dropped is not None:
-            g = drop(g, rows, columns, D, seed, stream, p, scale, DROP)
+            g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
             if dropped is not None:
                 tl.store(dropped + at, g.to(dropped.dtype.element_ty), inside)
             if sum_dropped is not None:

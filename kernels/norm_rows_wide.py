@@ -6,7 +6,7 @@ a row of memory for each program, which no other program touches.
 import triton
 import triton.language as tl
 
-from .dropout import drop
+from .dropout import drop, keeps
 from .norm import affine, rstd_of
 from .rows import offsets
 
@@ -108,7 +108,7 @@ def norm_backward_wide(
             if total is not None:
                 tl.store(total + at, g.to(total.dtype.element_ty), inside)
             if dropped is not None or sum_dropped is not None:
-                g = drop(g, rows, columns, D, seed, stream, p, scale, DROP)
+                g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
                 if dropped is not None:
                     tl.store(dropped + at, g.to(dropped.dtype.element_ty), inside)
                 if sum_dropped is not None:

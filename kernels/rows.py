@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401 - the interpreter wants to see it beside a jit function
 from torch import Tensor
 
 from .device import processors
@@ -19,7 +19,7 @@ __all__ = ["LONGEST", "RowTiles", "Rows", "as_rows", "offsets", "row_tiles"]
 LONGEST = 65536  # channels of a row
 WIDEST = 8192  # channels that a program keeps in registers: with 16 warps 16 numbers a thread and tensor
 WIDE_BLOCK = 4096  # columns of a block where a row is longer
-TILE = 4096  # elements that a program has at once where rows are short
+TILE = 2048  # elements that a program has at once where rows are short: 16 a thread
 PROGRAMS_PER_PROCESSOR = 4  # of kernels that walk over the rows and keep sums
 
 

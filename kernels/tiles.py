@@ -31,6 +31,11 @@ class Tile(NamedTuple):
         """The arguments of a kernel with a main loop over k."""
         return self._asdict()
 
+    def with_slices(self) -> dict[str, int]:
+        """The same for one whose epilogue works slice by slice: 16 elements a thread."""
+        slices = self.BM * self.BN // (512 * self.num_warps)
+        return {**self._asdict(), "SLICES": max(1, min(slices, 8))}
+
 
 # (architecture, bytes of an operand) -> product -> tiles, the largest first
 TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {

@@ -37,7 +37,7 @@ def weight_gradient_kernel(
 
 
 def weight_gradient(left: Tensor, right: Tensor, c: float = 1.0) -> Tensor:
-    """``c left^T right``, (P, Q), of ``left (M, P)`` and ``right (M, Q)``, equal dtypes, last dimensions without gaps."""
+    """``c left^T right``, (P, Q), of ``left (M, P)`` and ``right (M, Q)``, equal dtypes, last dimensions gapless."""
     (count, p), q = left.shape, right.shape[1]
     t = tile("weight", left.dtype, left.device, p, q)
     tiles = t.count(p, q)
