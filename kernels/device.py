@@ -1,18 +1,14 @@
 """The launchers' view of a device: what they ask of it, each asked once, and how they start a kernel on it."""
 
 import functools
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-import triton.language as tl
 
-__all__ = ["INTERPRETED", "Launch", "architecture", "launch", "processors", "recording"]
+__all__ = ["Launch", "architecture", "launch", "processors", "recording"]
 
-# Kernels run as numpy on the CPU. A constant of the kernels too.
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
 
@@ -52,7 +48,7 @@ def processors(device: torch.device) -> int:
 
 
 def architecture(device: torch.device) -> str:
-    """The key of :mod:`tiles`' table: sm80, sm90, sm100 or gfx942, the nearest older one of others."""
+    """The key of :mod:`tiles`' table: sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"."""
     return _architecture(device) if _recording is None else _recording.architecture
 
 
@@ -66,7 +62,7 @@ def _processors(device: torch.device) -> int:
 @functools.cache
 def _architecture(device: torch.device) -> str:
     if device.type != "cuda":
-        return "sm90"
+        return "emulated"
     if torch.version.hip is not None:
         return "gfx942"
     major, _ = torch.cuda.get_device_capability(device)

@@ -18,6 +18,7 @@ from torch import Tensor
 from .activation import ACTIVATION_OF_GATE, activate, activate_backward
 from .device import launch
 from .dropout import Dropout, drop, keeps
+from .emulation import rounded
 from .product import as_matrix, precision, product, product_pair, tile_at
 from .slices import slices
 from .tiles import Tile, tile
@@ -56,7 +57,7 @@ def hidden_forward_kernel(
         if b is not None:
             value += _bias(b, at, F)
         if z is not None:
-            tl.store(z + long_rows * z_stride + at[None, :], value.to(z.dtype.element_ty), inside)
+            tl.store(z + long_rows * z_stride + at[None, :], rounded(value, z.dtype.element_ty), inside)
         if h is not None:
             value = activate(value, ACTIVATION)
         if GATED:
@@ -64,11 +65,11 @@ def hidden_forward_kernel(
             if b is not None:
                 up += _bias(b + F, at, F)
             if z is not None:
-                tl.store(z + F + long_rows * z_stride + at[None, :], up.to(z.dtype.element_ty), inside)
+                tl.store(z + F + long_rows * z_stride + at[None, :], rounded(up, z.dtype.element_ty), inside)
             value *= up
         if h is not None:
             value = drop(value, keeps(rows, at, F, seed, stream, p, DROP), scale, DROP)
-            tl.store(h + long_rows * F + at[None, :], value.to(h.dtype.element_ty), inside)
+            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -87,7 +88,7 @@ def hidden_again_kernel(
     if GATED:
         value *= tl.load(z_at + F, inside, 0.0).to(tl.float32)
     value = drop(value, keeps(rows, columns, F, seed, stream, p, DROP), scale, DROP)
-    tl.store(h + long_rows * F + columns[None, :], value.to(h.dtype.element_ty), inside)
+    tl.store(h + long_rows * F + columns[None, :], rounded(value, h.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -120,14 +121,14 @@ def hidden_backward_kernel(
         _write(dh * slope, dz, sums, z_at, at, inside, at < F, tile_row, width)
         if h is not None:
             value = drop(value, kept, scale, DROP)
-            tl.store(h + long_rows * F + at[None, :], value.to(h.dtype.element_ty), inside)
+            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
 
 
 @triton.jit
 def _write(value, dz, sums, z_at, at, inside, columns_inside, tile_row, width):
     """A tile of dz, and its sum over the rows."""
     if dz is not None:
-        tl.store(dz + z_at, value.to(dz.dtype.element_ty), inside)
+        tl.store(dz + z_at, rounded(value, dz.dtype.element_ty), inside)
     if sums is not None:
         tl.store(sums + tl.cast(tile_row, tl.int64) * width + at, tl.sum(value, 0), columns_inside)
 

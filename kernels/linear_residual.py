@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .device import launch
 from .dropout import Dropout, drop, keeps
+from .emulation import rounded
 from .product import as_matrix, precision, product, tile_at
 from .rows import Rows, offsets
 from .slices import slices
@@ -45,7 +46,7 @@ def linear_residual_kernel(
         if x is not None:
             x_at = offsets(long_rows, x_inner, x_outer, x_stride)[:, None] + at[None, :]
             u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
-        tl.store(y + long_rows[:, None] * N + at[None, :], u.to(y.dtype.element_ty), inside)
+        tl.store(y + long_rows[:, None] * N + at[None, :], rounded(u, y.dtype.element_ty), inside)
 
 
 def linear_residual(

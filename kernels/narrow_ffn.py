@@ -15,8 +15,9 @@ from torch import Tensor
 from .activation import ACTIVATION_OF_GATE, activate
 from .device import launch
 from .dropout import Dropout, drop, keeps
+from .emulation import dot, rounded
 from .norm import affine, standardize
-from .product import as_matrix, dot, precision
+from .product import as_matrix, precision
 from .rows import Rows, offsets
 from .slices import drop_by_slices, slices
 from .tiles import tile
@@ -35,7 +36,7 @@ def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISI
         value += tl.load(b + columns, columns < F, 0.0).to(tl.float32)[None, :]
     if z is not None:
         z_at = z + rows.to(tl.int64)[:, None] * z_stride + columns[None, :]
-        tl.store(z_at, value.to(z.dtype.element_ty), (rows < M)[:, None] & (columns < F)[None, :])
+        tl.store(z_at, rounded(value, z.dtype.element_ty), (rows < M)[:, None] & (columns < F)[None, :])
     return value
 
 
@@ -56,7 +57,7 @@ def narrow_ffn_kernel(
     if NORM != "none" and not POST:
         n, _, _ = standardize(n, inside, eps, D, NORM)
         n = affine(n, weight, bias, channels, D)
-    n = n.to(w_in.dtype.element_ty)
+    n = rounded(n, w_in.dtype.element_ty)
     u = tl.zeros((BM, BK), tl.float32)
     z_width = 2 * F if GATED else F
     for start in range(0, F, BN):
@@ -73,7 +74,7 @@ def narrow_ffn_kernel(
         h = drop_by_slices(h, rows, start, F, h_seed, h_stream, h_p, h_scale, H_DROP, BM, BN)
         out_at = w_out + (columns[:, None] + channels.to(tl.int64)[None, :] * out_stride)
         w = tl.load(out_at, (columns < F)[:, None] & (channels < D)[None, :], 0.0)
-        u = dot(h.to(w.dtype), w, u, PRECISION)
+        u = dot(rounded(h, w.dtype), w, u, PRECISION)
     if POST:
         _write_whole_rows(
             u, x, x_inner, x_outer, x_stride, b_out, weight, bias, y, total, a, c, eps, rows, M,
@@ -105,7 +106,7 @@ def _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside):
 def _add_and_write(u, x, x_inner, x_outer, x_stride, y, a, rows, columns, M, D: tl.constexpr):
     inside = (rows < M)[:, None] & (columns < D)[None, :]
     u = _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside)
-    tl.store(y + rows.to(tl.int64)[:, None] * D + columns[None, :], u.to(y.dtype.element_ty), inside)
+    tl.store(y + rows.to(tl.int64)[:, None] * D + columns[None, :], rounded(u, y.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -121,9 +122,9 @@ def _write_whole_rows(
     u = _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside)
     at = rows.to(tl.int64)[:, None] * D + columns[None, :]
     if total is not None:
-        tl.store(total + at, u.to(total.dtype.element_ty), inside)
+        tl.store(total + at, rounded(u, total.dtype.element_ty), inside)
     u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, D, NORM)
-    tl.store(y + at, affine(u, weight, bias, columns, D).to(y.dtype.element_ty), inside)
+    tl.store(y + at, rounded(affine(u, weight, bias, columns, D), y.dtype.element_ty), inside)
 
 
 def narrow_ffn(
@@ -149,5 +150,6 @@ def narrow_ffn(
         *hidden_dropout, H_DROP=hidden_dropout.drops, **dropout._asdict(), DROP=dropout.drops,
         D=width, NORM=o.norm or "none", POST=o.placement == "post" and o.norm is not None,
         ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
-        PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8), num_warps=s.num_warps, num_stages=s.num_stages,
+        PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8),
+        num_warps=s.num_warps, num_stages=s.num_stages,
     )  # fmt: skip

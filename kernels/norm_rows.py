@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .device import launch
 from .dropout import Dropout, drop, keeps
+from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
 from .rows import Rows, offsets, row_tiles
@@ -34,14 +35,14 @@ def norm_forward(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < M)[:, None] & (columns < D)[None, :]
-    xs = tl.load(x + (offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]), inside, 0.0)
+    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    y = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     at = rows[:, None] * D + columns[None, :]
     if copy is not None:
-        tl.store(copy + at, xs.to(copy.dtype.element_ty), inside)
-    y = xs.to(tl.float32)
+        tl.store(copy + at, rounded(y, copy.dtype.element_ty), inside)
     if NORM != "none":
         y, _, _ = standardize(y, inside, eps, D, NORM)
-    tl.store(n + at, affine(y, weight, bias, columns, D).to(n.dtype.element_ty), inside)
+    tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -74,11 +75,11 @@ def norm_backward(
             g += a * tl.load(residual + r_at, inside, 0.0).to(tl.float32)
         at = rows[:, None] * D + columns[None, :]
         if total is not None:
-            tl.store(total + at, g.to(total.dtype.element_ty), inside)
+            tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
         if dropped is not None or sum_dropped is not None:
             g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
             if dropped is not None:
-                tl.store(dropped + at, g.to(dropped.dtype.element_ty), inside)
+                tl.store(dropped + at, rounded(g, dropped.dtype.element_ty), inside)
             if sum_dropped is not None:
                 by_dropped += tl.where(inside, g, 0.0)
     at = tl.program_id(0) * D + columns

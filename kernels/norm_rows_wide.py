@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .dropout import drop, keeps
+from .emulation import rounded
 from .norm import affine, rstd_of
 from .rows import offsets
 
@@ -53,10 +54,10 @@ def norm_forward_wide(
         at = row * D + columns[None, :]
         y = _read(x_row, columns, D)
         if copy is not None:
-            tl.store(copy + at, y.to(copy.dtype.element_ty), inside)
+            tl.store(copy + at, rounded(y, copy.dtype.element_ty), inside)
         if NORM != "none":
             y = (y - mean) * rstd
-        tl.store(n + at, affine(y, weight, bias, columns, D).to(n.dtype.element_ty), inside)
+        tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -106,10 +107,10 @@ def norm_backward_wide(
             if residual is not None:
                 g += a * _read(residual + offsets(row, r_inner, r_outer, r_stride), columns, D)
             if total is not None:
-                tl.store(total + at, g.to(total.dtype.element_ty), inside)
+                tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
             if dropped is not None or sum_dropped is not None:
                 g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
                 if dropped is not None:
-                    tl.store(dropped + at, g.to(dropped.dtype.element_ty), inside)
+                    tl.store(dropped + at, rounded(g, dropped.dtype.element_ty), inside)
                 if sum_dropped is not None:
                     _add(sum_dropped, g, columns, D)

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launch
+from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
 from .rows import LONGEST, as_rows, offsets, row_tiles
 from .step import STEP_CHANNELS, STEP_NUMBER, STEP_SCALAR, move_back, read_step, velocity
@@ -68,7 +69,7 @@ def step_forward(
     along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
     z = xs + c * velocity(xs, us, along, eps, DIRECTION)
     length = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), eps)
-    tl.store(y + rows[:, None] * D + columns[None, :], (z / length[:, None]).to(y.dtype.element_ty), inside)
+    tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -103,9 +104,9 @@ def step_backward(
         dx, du = move_back(dz, dv, xs, us, along, back, eps, DIRECTION)
         y_at = rows[:, None] * D + columns[None, :]
         if NEED_X:
-            tl.store(grad_x + y_at, dx.to(grad_x.dtype.element_ty), inside)
+            tl.store(grad_x + y_at, rounded(dx, grad_x.dtype.element_ty), inside)
         if NEED_U:
-            tl.store(grad_u + y_at, du.to(grad_u.dtype.element_ty), inside)
+            tl.store(grad_u + y_at, rounded(du, grad_u.dtype.element_ty), inside)
         if NEED_STEP:
             sums += dz * v
     if NEED_STEP:

@@ -6,6 +6,7 @@ channels is 256 KiB, and stays in the caches. The arguments are those of the ker
 import triton
 import triton.language as tl
 
+from .emulation import rounded
 from .rows import offsets
 from .step import STEP_CHANNELS, move_back, read_step, velocity
 
@@ -54,7 +55,7 @@ def step_forward_wide(
         xs = _read(x_row, columns, D)
         v = velocity(xs, _read(u_row, columns, D), along, eps, DIRECTION)
         z = xs + read_step(step_pointer, step, columns, D, STEP) * v
-        tl.store(y + row * D + columns[None, :], (z / length).to(y.dtype.element_ty), (columns < D)[None, :])
+        tl.store(y + row * D + columns[None, :], rounded(z / length, y.dtype.element_ty), (columns < D)[None, :])
 
 
 @triton.jit
@@ -105,9 +106,9 @@ def step_backward_wide(
             dz = (_read(g_row, columns, D) - (xs + c * v) / length * radial) / length
             dx, du = move_back(dz, c * dz, xs, us, along, back, eps, DIRECTION)
             if NEED_X:
-                tl.store(grad_x + row * D + columns[None, :], dx.to(grad_x.dtype.element_ty), inside)
+                tl.store(grad_x + row * D + columns[None, :], rounded(dx, grad_x.dtype.element_ty), inside)
             if NEED_U:
-                tl.store(grad_u + row * D + columns[None, :], du.to(grad_u.dtype.element_ty), inside)
+                tl.store(grad_u + row * D + columns[None, :], rounded(du, grad_u.dtype.element_ty), inside)
             if NEED_STEP:
                 if STEP == STEP_CHANNELS:
                     share = partial + program * D + columns[None, :]

@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import INTERPRETED
+from .emulation import dot
 
-__all__ = ["as_matrix", "dot", "precision", "product", "product_pair", "tile_at"]
+__all__ = ["as_matrix", "precision", "product", "product_pair", "tile_at"]
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -38,16 +38,6 @@ def tile_at(program, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constex
     height = min(tl.cdiv(M, BM) - first, GROUP)
     within = program % in_group
     return first + within % height, within // height
-
-
-@triton.jit
-def dot(a, b, accumulator, PRECISION: tl.constexpr):
-    """``accumulator + a b`` in float32. Under the interpreter narrow operands are widened first: it multiplies
-    bfloat16 wrongly, and the widened product is exact."""
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
 @triton.jit

@@ -73,6 +73,11 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "narrow": (Tile(64, 32, 0, 8, 2), Tile(32, 32, 0, 4, 2)),
     },
 }
+for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little
+    TILES["emulated", _bytes] = {
+        **dict.fromkeys(("hidden", "gated", "hidden_backward", "linear", "weight"), (Tile(64, 128, 256, 8, 1, 2),)),
+        "narrow": (Tile(32, 64, 0, 4, 1),),
+    }
 TILES["sm100", 2] = TILES["sm90", 2]
 TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
 

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launch
+from .emulation import rounded
 from .product import precision, product, tile_at
 from .tiles import splits, tile
 
@@ -33,7 +34,7 @@ def weight_gradient_kernel(
     dw = c * product(left, right, rows, columns, P, Q, begin, end, 1, left_stride, right_stride, 1,
                      BM, BN, BK, PRECISION)  # fmt: skip
     at = (index * tl.cast(P, tl.int64) + rows)[:, None] * Q + columns[None, :]
-    tl.store(out + at, dw.to(out.dtype.element_ty), (rows < P)[:, None] & (columns < Q)[None, :])
+    tl.store(out + at, rounded(dw, out.dtype.element_ty), (rows < P)[:, None] & (columns < Q)[None, :])
 
 
 def weight_gradient(left: Tensor, right: Tensor, c: float = 1.0) -> Tensor:

@@ -3,17 +3,20 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 
 import macaron_ops
 from tests import twins
+from tests.native.calls import Call, Drawn, check
+from tests.native.strategies import ffn_calls, normalize_calls
 from tests.ops.cases import CASES, build
 from tests.ops.test_numbers import run, upcast
 from tests.rule import assert_draws_by_rule
 
 TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
-OURS = [case for case in CASES if case.operator.__name__ in TRITON.operators]
-POLICIES = {"ffn_step": ("fast", "lean")}
+OURS = [case for case in CASES if case.operator.__name__ in ("ffn_step", "normalize_step")]
+few = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
 def by_rule(case, dtype, device, **policy):
@@ -28,9 +31,8 @@ def by_rule(case, dtype, device, **policy):
         with macaron_ops.use_backend("triton"):
             actual = run(case.operator, args, {**kwargs, **policy}, grad)
         assert all(t.dtype == dtype for t in actual)
-        return {
-            f"output {i}": tuple(t.detach() for t in ts) for i, ts in enumerate(zip(actual, eager, exact, strict=True))
-        }
+        results = enumerate(zip(actual, eager, exact, strict=True))
+        return {f"output {i}": tuple(t.detach() for t in ts) for i, ts in results}
 
     assert_draws_by_rule(draw)
 
@@ -38,5 +40,48 @@ def by_rule(case, dtype, device, **policy):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("case", OURS, ids=repr)
 def test_rule(case, dtype, device):
-    for save in POLICIES.get(case.operator.__name__, (None,)):
-        by_rule(case, dtype, device, **({} if save is None else {"save": save}))
+    """float32 and float16 keep the pre-activations, bfloat16 computes them again."""
+    policy = {"save": "lean" if dtype == torch.bfloat16 else "fast"} if case.operator.__name__ == "ffn_step" else {}
+    by_rule(case, dtype, device, **policy)
+
+
+# Wider than the one kernel takes, with everything that the products' epilogues know.
+WIDE = {
+    "x": Drawn((2, 9, 136), role="x", layout="swapped", shift=3.0),
+    "w_in": Drawn((40, 136), kind="fan", layout="every other"),
+    "b_in": Drawn((40,), layout="every other"),
+    "w_out": Drawn((136, 20), kind="fan", layout="inside"),
+    "b_out": Drawn((136,)),
+    "norm_weight": Drawn((136,), role="scale", shift=1.0),
+    "norm_bias": Drawn((136,), role="scale"),
+}
+OPTIONS = {"step": 0.5, "residual_scale": -1.5, "dropout": 0.3, "activation_dropout": 0.2, "seed": 11}
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize("activation", ["gelu_tanh", "swiglu"])
+def test_wide(activation, save, placement):
+    tensors = WIDE if activation == "swiglu" else {**WIDE, "w_out": Drawn((136, 40), kind="fan")}
+    options = {"activation": activation, "placement": placement, "norm": "rms", **OPTIONS}
+    check(Call("ffn_step", tensors, options, "autocast", save, "every other"), "triton")
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["layer", "sphere", None])
+def test_wide_norms(norm, placement):
+    tensors = {name: t for name, t in WIDE.items() if name not in ("b_in", "b_out") and (norm or "norm" not in name)}
+    options = {"activation": "geglu", "placement": placement, "norm": norm}
+    check(Call("ffn_step", tensors, options, "bfloat16, float32 scales", "fast"), "triton")
+
+
+@few
+@given(ffn_calls())
+def test_any_ffn_step(call):
+    check(call, "triton")
+
+
+@few
+@given(normalize_calls())
+def test_any_normalize_step(call):
+    check(call, "triton")
