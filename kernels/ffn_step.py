@@ -3,7 +3,7 @@
     pre    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out)
     post   y = N(a x + c drop(W_out drop_h(act(W_in x + b_in)) + b_out))
 
-forward, D <= 128    one kernel (``narrow_ffn``)
+forward, narrow      one kernel (``narrow_ffn``: D <= 128, float32 64)
 forward, wider       n = N(x)                                        a row kernel
                      z = n W_in^T + b_in, h = drop(act(z))           one product with its epilogue (``hidden``)
                      y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
@@ -64,7 +64,7 @@ def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     """y, shape and dtype of x, and what ``save`` keeps."""
-    t, o = tensors, options
+    t, o = _without_gaps(tensors), options
     saved = Saved(
         *(torch.empty(shape, dtype=d, device=x.device) for shape, d in saved_shapes(x, tensors, options, save))
     )
@@ -74,7 +74,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     hidden_dropout, output_dropout = _dropouts(t, o)
     z = saved.hidden if save == "fast" else None
     total = saved.total if save == "fast" and _is_post(o) else None
-    if x.shape[-1] <= NARROW:
+    if x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]:
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
         return y, saved
@@ -87,7 +87,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
 
 def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
     """The gradients in x and in the tensors. What is not needed is None and costs nothing."""
-    need_x, t, o = needs[0], tensors, options
+    need_x, t, o = needs[0], _without_gaps(tensors), options
     need = type(t)(*needs[1:])
     found = dict.fromkeys(t._fields)
     rows, grads = as_rows(x), as_rows(grad)
@@ -143,6 +143,12 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
 
 def _is_post(o) -> bool:
     return o.placement == "post" and o.norm is not None
+
+
+def _without_gaps(t):
+    """The tensors with vectors that kernels read as they lie in memory; products read matrices by their strides."""
+    names = ("b_in", "b_out", "norm_weight", "norm_bias")
+    return t._replace(**{n: v.contiguous() for n in names if (v := getattr(t, n)) is not None})
 
 
 def _dropouts(t, o) -> tuple[Dropout, Dropout]:

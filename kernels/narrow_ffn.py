@@ -1,4 +1,4 @@
-"""The FFN step in ONE kernel where a row of x is narrow (D <= 128): the hidden activations never leave the chip.
+"""The FFN step in ONE kernel where a row of x is narrow (D <= 128, float32: 64): the hidden activations never leave the chip.
 
     y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement)
 
@@ -24,7 +24,9 @@ from .tiles import tile
 
 __all__ = ["NARROW", "narrow_ffn"]
 
-NARROW = 128  # channels: (BM, 128) float32 accumulators leave registers for a block of hidden activations
+# Channels, by the bytes of an operand: beside (BM, D) accumulators and a block of hidden activations registers must be
+# left; float32 without tensor cores holds its operands in registers too.
+NARROW = {2: 128, 4: 64}
 
 
 @triton.jit

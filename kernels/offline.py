@@ -2,7 +2,7 @@
 
 with recording("sm90", 132) as launches: ...        the launches that the operators make, on meta tensors
 compiled = compile_for(launches[0], "sm90")         as Triton would specialise and compile them there
-resources(compiled)                                 registers, spills, shared memory, wgmma instructions
+resources(compiled)                                 registers, stack, shared memory, matrix instructions
 """
 
 import re
@@ -40,7 +40,7 @@ class Resources(NamedTuple):
     """Of one kernel's machine code; None where the compiler does not say."""
 
     registers: int | None
-    spills: int | None  # bytes of spilled registers that are stored and loaded again
+    stack: int | None  # bytes of memory a thread: spilled registers go there
     shared: int
     wgmma: int  # Hopper's matrix instructions
     mma: int  # the older ones
@@ -75,17 +75,16 @@ def compile_for(launch: Launch, architecture: str):
 
 def resources(compiled) -> Resources:
     """What the compiled kernel uses."""
-    registers = spills = None
     if "ptx" in compiled.asm:
-        registers, spills = _of_cubin(compiled.asm["cubin"])
+        registers, stack = _of_cubin(compiled.asm["cubin"])
         text = compiled.asm["ptx"]
     else:
         text = compiled.asm["amdgcn"]
-        found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s*(\d+)", text)}
-        registers, spills = found.get("vgpr_count"), found.get("vgpr_spill_count")
+        found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", text)}
+        registers, stack = found.get("vgpr_count"), found.get("private_segment_fixed_size")
     wgmma = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", text))
     mma = len(re.findall(r"mma\.sync|v_mfma", text))
-    return Resources(registers, spills, compiled.metadata.shared, wgmma, mma)
+    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma)
 
 
 def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:

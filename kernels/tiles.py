@@ -70,7 +70,7 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "hidden_backward": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         "linear": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         "weight": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "narrow": (Tile(64, 32, 0, 8, 2), Tile(32, 32, 0, 4, 2)),
+        "narrow": (Tile(32, 32, 0, 8, 1),),
     },
 }
 for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little

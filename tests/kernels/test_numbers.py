@@ -51,9 +51,9 @@ WIDE = {
     "w_in": Drawn((40, 136), kind="fan", layout="every other"),
     "b_in": Drawn((40,), layout="every other"),
     "w_out": Drawn((136, 20), kind="fan", layout="inside"),
-    "b_out": Drawn((136,)),
+    "b_out": Drawn((136,), layout="inside"),
     "norm_weight": Drawn((136,), role="scale", shift=1.0),
-    "norm_bias": Drawn((136,), role="scale"),
+    "norm_bias": Drawn((136,), role="scale", layout="every other"),
 }
 OPTIONS = {"step": 0.5, "residual_scale": -1.5, "dropout": 0.3, "activation_dropout": 0.2, "seed": 11}
 
