@@ -1,4 +1,4 @@
-"""The FFN step in ONE kernel where a row of x is narrow (D <= 128, float32: 64): the hidden activations never leave the chip.
+"""The FFN step in ONE kernel where x is narrow (D <= 128, float32: 64): the hidden activations never leave the chip.
 
     y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement)
 
@@ -46,7 +46,7 @@ def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISI
 def narrow_ffn_kernel(
     x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, a, c, eps, M, F, x_inner, x_outer, x_stride,
     in_stride, out_stride,
-    h_seed, h_stream, h_p, h_scale, H_DROP: tl.constexpr, seed, stream, p, scale, DROP: tl.constexpr,
+    h_seed, h_stream, h_p, h_scale, seed, stream, p, scale, H_DROP: tl.constexpr, DROP: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
@@ -149,7 +149,7 @@ def narrow_ffn(
         narrow_ffn_kernel, triton.cdiv(x.count, s.BM), y.device,
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
         o.residual_scale, o.step, o.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
-        *hidden_dropout, H_DROP=hidden_dropout.drops, **dropout._asdict(), DROP=dropout.drops,
+        *hidden_dropout, *dropout, H_DROP=hidden_dropout.drops, DROP=dropout.drops,
         D=width, NORM=o.norm or "none", POST=o.placement == "post" and o.norm is not None,
         ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
         PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8),
