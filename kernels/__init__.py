@@ -7,6 +7,7 @@ backward. A kernel knows tensors and numbers only: nothing here imports another 
 
 import importlib.util
 import os
+from importlib.metadata import version
 
 __all__ = ["why_unusable"]
 
@@ -16,7 +17,15 @@ def why_unusable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
+        return _why_not_interpreted()
     import torch
 
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _why_not_interpreted() -> str | None:
+    """Triton 3.6's interpreter takes the length of a loop from an array by a conversion that numpy 2.4 refuses."""
+    release = [tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")]
+    if release[0] < (3, 9) and release[1] >= (2, 4):
+        return "the interpreter of Triton before 3.9 needs numpy before 2.4"
+    return None

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import ACTIVATION_OF_GATE, activate, activate_backward
-from .device import launch
+from .device import ceil_div, launch
 from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .product import as_matrix, precision, product, product_pair, tile_at
@@ -188,7 +188,7 @@ def hidden_backward(
     h = torch.empty((count, hidden), dtype=z.dtype, device=z.device) if need_h else None
     sums = None
     if need_bias:
-        sums = torch.empty((triton.cdiv(count, t.BM), z.shape[1]), dtype=torch.float32, device=z.device)
+        sums = torch.empty((ceil_div(count, t.BM), z.shape[1]), dtype=torch.float32, device=z.device)
     launch(
         hidden_backward_kernel, t.count(count, hidden), g.device,
         g, w, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0), *dropout, DROP=dropout.drops,

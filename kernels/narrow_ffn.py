@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import ACTIVATION_OF_GATE, activate
-from .device import launch
+from .device import ceil_div, launch, power_of_2
 from .dropout import Dropout, drop, keeps
 from .emulation import dot, rounded
 from .norm import affine, standardize
@@ -143,10 +143,10 @@ def narrow_ffn(
     t, o = tensors, options
     width, hidden = x.tensor.shape[-1], t.w_out.shape[1]
     w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
-    block = max(triton.next_power_of_2(width), 16)
+    block = max(power_of_2(width), 16)
     s = tile("narrow", w_in.dtype, y.device, x.count, block)
     launch(
-        narrow_ffn_kernel, triton.cdiv(x.count, s.BM), y.device,
+        narrow_ffn_kernel, ceil_div(x.count, s.BM), y.device,
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
         o.residual_scale, o.step, o.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
         *hidden_dropout, *dropout, H_DROP=hidden_dropout.drops, DROP=dropout.drops,

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import launch
+from .device import ceil_div, launch
 from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
@@ -105,7 +105,7 @@ def normalize_rows(
     n = torch.empty((x.count, width), dtype=dtype, device=device)
     tiles = row_tiles(width)
     launch(
-        norm_forward_wide if tiles.wide else norm_forward, triton.cdiv(x.count, tiles.ROWS), device,
+        norm_forward_wide if tiles.wide else norm_forward, ceil_div(x.count, tiles.ROWS), device,
         x.tensor, weight, bias, n, copy, eps, x.count, *x[2:],
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
     )  # fmt: skip

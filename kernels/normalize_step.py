@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import launch
+from .device import ceil_div, launch
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
 from .rows import LONGEST, as_rows, offsets, row_tiles
@@ -132,7 +132,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     tiles = row_tiles(x.shape[-1])
     kernel = step_forward_wide if tiles.wide else step_forward
     launch(
-        kernel, triton.cdiv(xs.count, tiles.ROWS), x.device,
+        kernel, ceil_div(xs.count, tiles.ROWS), x.device,
         xs.tensor, us.tensor, y, step, options.step, options.eps, xs.count, *xs[2:], *us[2:],
         D=x.shape[-1], DIRECTION=options.direction, STEP=_kind(tensors.step_tensor),
         ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl  # noqa: F401 - the interpreter wants to see it beside a jit function
 from torch import Tensor
 
-from .device import processors
+from .device import ceil_div, power_of_2, processors
 
 __all__ = ["LONGEST", "RowTiles", "Rows", "as_rows", "offsets", "row_tiles"]
 
@@ -75,13 +75,13 @@ class RowTiles(NamedTuple):
 
     def programs(self, rows: int, device: torch.device) -> int:
         """Of a kernel whose programs walk over the rows: enough to fill the device, no more than there are tiles."""
-        return max(1, min(triton.cdiv(rows, self.ROWS), PROGRAMS_PER_PROCESSOR * processors(device)))
+        return max(1, min(ceil_div(rows, self.ROWS), PROGRAMS_PER_PROCESSOR * processors(device)))
 
 
 def row_tiles(width: int) -> RowTiles:
     if width > WIDEST:
         return RowTiles(1, WIDE_BLOCK, 8, True)
-    block = max(triton.next_power_of_2(width), 2)
+    block = max(power_of_2(width), 2)
     rows = max(1, min(TILE // block, 256))
     return RowTiles(rows, block, {4096: 8, 8192: 16}.get(block, 4), False)
 

@@ -6,12 +6,12 @@ taken, else the last. A large tile reads least, a small one keeps the device bus
 chosen so that on sm_90 the 16-bit products use wgmma without spilling a register, which a test checks.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
-import triton
 
-from .device import architecture, processors
+from .device import architecture, ceil_div, processors
 
 __all__ = ["TILES", "Tile", "splits", "tile"]
 
@@ -25,16 +25,21 @@ class Tile(NamedTuple):
     GROUP: int = 8  # rows of tiles that are walked together
 
     def count(self, M: int, N: int) -> int:
-        return triton.cdiv(M, self.BM) * triton.cdiv(N, self.BN)
+        return ceil_div(M, self.BM) * ceil_div(N, self.BN)
 
     def constants(self) -> dict[str, int]:
         """The arguments of a kernel with a main loop over k."""
-        return self._asdict()
+        return _constants(self)[0]
 
     def with_slices(self) -> dict[str, int]:
         """The same for one whose epilogue works slice by slice: 16 elements a thread."""
-        slices = self.BM * self.BN // (512 * self.num_warps)
-        return {**self._asdict(), "SLICES": max(1, min(slices, 8))}
+        return _constants(self)[1]
+
+
+@functools.cache
+def _constants(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
+    slices = max(1, min(tile.BM * tile.BN // (512 * tile.num_warps), 8))
+    return tile._asdict(), {**tile._asdict(), "SLICES": slices}
 
 
 # (architecture, bytes of an operand) -> product -> tiles, the largest first
@@ -84,11 +89,13 @@ TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
 
 def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int) -> Tile:
     """The tile of a product with an (M, N) result and operands of ``dtype``."""
-    tiles = TILES[architecture(device), dtype.itemsize][product]
-    for t in tiles:
-        if t.count(M, N) >= processors(device):
-            return t
-    return tiles[-1]
+    return _tile(product, dtype.itemsize, architecture(device), processors(device), M, N)
+
+
+@functools.lru_cache(4096)
+def _tile(product: str, itemsize: int, architecture: str, processors: int, M: int, N: int) -> Tile:
+    tiles = TILES[architecture, itemsize][product]
+    return next((t for t in tiles if t.count(M, N) >= processors), tiles[-1])
 
 
 def splits(tiles: int, length: int, device: torch.device) -> int:

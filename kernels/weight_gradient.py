@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import launch
+from .device import ceil_div, launch
 from .emulation import rounded
 from .product import precision, product, tile_at
 from .tiles import splits, tile
@@ -43,8 +43,8 @@ def weight_gradient(left: Tensor, right: Tensor, c: float = 1.0) -> Tensor:
     t = tile("weight", left.dtype, left.device, p, q)
     tiles = t.count(p, q)
     parts = splits(tiles, count, left.device)
-    part = triton.cdiv(triton.cdiv(count, parts), t.BK) * t.BK
-    parts = max(triton.cdiv(count, max(part, 1)), 1)
+    part = ceil_div(ceil_div(count, parts), t.BK) * t.BK
+    parts = max(ceil_div(count, max(part, 1)), 1)
     out = torch.empty((parts, p, q), dtype=left.dtype if parts == 1 else torch.float32, device=left.device)
     launch(
         weight_gradient_kernel, parts * tiles, left.device,
