@@ -7,7 +7,6 @@ backward. A kernel knows tensors and numbers only: nothing here imports another 
 
 import importlib.util
 import os
-from importlib.metadata import version
 
 __all__ = ["why_unusable"]
 
@@ -25,7 +24,10 @@ def why_unusable() -> str | None:
 
 def _why_not_interpreted() -> str | None:
     """Triton 3.6's interpreter takes the length of a loop from an array by a conversion that numpy 2.4 refuses."""
-    release = [tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy")]
-    if release[0] < (3, 9) and release[1] >= (2, 4):
+    import numpy
+    import triton
+
+    old, new = (tuple(map(int, m.__version__.split(".")[:2])) for m in (triton, numpy))
+    if old < (3, 9) and new >= (2, 4):
         return "the interpreter of Triton before 3.9 needs numpy before 2.4"
     return None
