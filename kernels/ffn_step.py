@@ -31,7 +31,7 @@ from .norm_rows import normalize_rows, normalize_rows_backward
 from .rows import LONGEST, Rows, as_rows
 from .weight_gradient import weight_gradient
 
-__all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
+__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,6 +51,14 @@ def why_not(request) -> str | None:
         return f"x in {x.dtype} needs weights in {x.dtype}, not {w.dtype}"
     if x.shape[-1] > LONGEST:
         return f"its rows have at most {LONGEST} channels, not {x.shape[-1]}"
+    return None
+
+
+def slower(request) -> str | None:
+    """Not measured yet: the tiles of float32 are small and, without tf32, off the tensor cores."""
+    wide = request.x.shape[-1] > NARROW[4]
+    if request.tensors.w_in.dtype == torch.float32 and wide:
+        return "in float32 cuBLAS is expected to run the products faster"
     return None
 
 

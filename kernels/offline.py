@@ -2,7 +2,7 @@
 
 with recording("sm90", 132) as launches: ...        the launches that the operators make, on meta tensors
 compiled = compile_for(launches[0], "sm90")         as Triton would specialise and compile them there
-resources(compiled)                                 registers, stack, shared memory, matrix instructions
+resources(compiled)                                 registers, stack, shared memory, instructions
 """
 
 import re
@@ -44,6 +44,7 @@ class Resources(NamedTuple):
     shared: int
     wgmma: int  # Hopper's matrix instructions
     mma: int  # the older ones
+    narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of those that pass by registers
 
 
 def compile_for(launch: Launch, architecture: str):
@@ -84,7 +85,8 @@ def resources(compiled) -> Resources:
         registers, stack = found.get("vgpr_count"), found.get("private_segment_fixed_size")
     wgmma = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", text))
     mma = len(re.findall(r"mma\.sync|v_mfma", text))
-    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma)
+    narrow = len(re.findall(r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)", text))
+    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma, narrow)
 
 
 def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:

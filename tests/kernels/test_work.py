@@ -84,6 +84,15 @@ def test_a_small_gradient_over_many_tokens_is_cut_in_parts():
     assert out.shape[0] > 1 and out.dtype == torch.float32
 
 
+def test_float32_products_are_left_to_cublas_unless_asked_for():
+    from macaron_ops.kernels.ffn_step import slower
+    from macaron_ops.ops.dispatch import Request
+
+    for width, dtype, declined in ((256, torch.float32, True), (64, torch.float32, False), (256, torch.float16, False)):
+        request = Request("ffn_step", *ffn_arguments(8, width, 32, dtype), "fast")
+        assert (slower(request) is not None) == declined
+
+
 def test_refusals():
     x, w = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
     with macaron_ops.use_backend("triton"):
