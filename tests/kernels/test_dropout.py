@@ -33,14 +33,14 @@ def test_masks(width, seed, device):
     assert set(found[0][0].unique().tolist()) == {0.0, 2.0, 6.0}  # dropped; hidden dropped: 2 b_out; else 2 (2 + 1)
 
 
-def test_streams_of_a_layer():
+def test_streams_of_a_layer(device):
     """A layer draws one seed: each substep has streams of its own, here past 32 bits of the counter's upper word."""
     from macaron_ops.kernels.ffn_step import forward
     from macaron_ops.reference.ffn_step import Options, Tensors
     from macaron_ops.reference.ffn_step import forward as define
 
-    x, w = torch.zeros(5, 8), torch.eye(8)
-    tensors = Tensors(w, torch.ones(8), w, None, None, None, torch.tensor(3))
+    x, w, ones = torch.zeros(5, 8, device=device), torch.eye(8, device=device), torch.ones(8, device=device)
+    tensors = Tensors(w, ones, w, None, None, None, torch.tensor(3, device=device))
     for stream in (0, 2, 1026):
         options = Options(None, 0.0, "relu", 1.0, 1.0, "pre", 0.5, 0.5, stream)
         ours, theirs = forward(x, tensors, options, "none")[0], define(x, tensors, options)[0]

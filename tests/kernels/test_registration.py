@@ -17,8 +17,8 @@ SOME = [case for case in CASES if repr(case) in NAMES]
 
 @pytest.mark.parametrize("save", ["none", "lean", "fast"])
 @pytest.mark.parametrize("case", SOME, ids=repr)
-def test_opcheck(case, save):
-    args, kwargs = build(case, torch.float32)
+def test_opcheck(case, save, device):
+    args, kwargs = build(case, torch.float32, device)
     bound = case.operator.bind(*args, **kwargs)
     inputs = [bound.x, *bound.tensors]
     utils = ("test_schema", "test_faketensor")
@@ -33,9 +33,9 @@ def test_opcheck(case, save):
 
 
 @pytest.mark.parametrize("case", [c for c in SOME if "empty" not in repr(c)], ids=repr)
-def test_compiles_without_a_graph_break(case):
+def test_compiles_without_a_graph_break(case, device):
     torch.compiler.reset()
-    args, kwargs = build(case, torch.float32)
+    args, kwargs = build(case, torch.float32, device)
     leaves = [t.requires_grad_() for t in args if isinstance(t, torch.Tensor)]
     with macaron_ops.use_backend("triton"):
         expected = case.operator(*args, **kwargs)

@@ -78,11 +78,11 @@ def test_normalize_step(direction, learned, length, device):
     by_rule(case, torch.float32, device)
 
 
-def test_step_of_one_tensor_number(length):
-    x, u = F.normalize(torch.randn(5, 100), dim=-1), torch.randn(5, 100)
+def test_step_of_one_tensor_number(length, device):
+    x, u = F.normalize(torch.randn(5, 100, device=device), dim=-1), torch.randn(5, 100, device=device)
     found = []
     for backend in ("triton", "reference"):
-        step = torch.tensor(0.3, requires_grad=True)
+        step = torch.tensor(0.3, device=device, requires_grad=True)
         with macaron_ops.use_backend(backend):
             y = macaron_ops.normalize_step(x, u, step)
         found.append((y, *torch.autograd.grad(y.sum(), step)))

@@ -93,13 +93,13 @@ def test_float32_products_are_left_to_cublas_unless_asked_for():
         assert (slower(request) is not None) == declined
 
 
-def test_refusals():
-    x, w = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)
+def test_refusals(device):
+    x, w = (torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((2, 4), (4, 4)))
     with macaron_ops.use_backend("triton"):
         with pytest.raises(macaron_ops.BackendError, match="not x in torch.float64 with weights in torch.float64"):
             macaron_ops.ffn_step(x, w, None, w, None)
         with pytest.raises(macaron_ops.BackendError, match="not torch.float64"):
             macaron_ops.normalize_step(x, x, 0.5)
-        long = torch.zeros(1, 65537)
+        long = torch.zeros(1, 65537, device=device)
         with pytest.raises(macaron_ops.BackendError, match="at most 65536 channels, not 65537"):
             macaron_ops.normalize_step(long, long, 0.5)
