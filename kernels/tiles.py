@@ -50,7 +50,8 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "hidden_backward": (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
         "linear": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
         "weight": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "narrow": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+        "narrow": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
+        "narrow_dropout": (Tile(64, 64, 0, 8, 3),),
     },
     ("sm80", 2): {
         "hidden": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
@@ -58,7 +59,8 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "hidden_backward": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
         "linear": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
         "weight": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 4, 2)),
+        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 8, 2)),
+        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
     },
     ("gfx942", 2): {
         "hidden": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
@@ -67,6 +69,7 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "linear": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
         "weight": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
         "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 4, 2)),
+        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
     },
     # float32: tensor cores in tf32, fused multiply-adds in ieee, which want small tiles.
     ("sm80", 4): {
@@ -76,12 +79,13 @@ TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
         "linear": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         "weight": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
         "narrow": (Tile(32, 32, 0, 8, 1),),
+        "narrow_dropout": (Tile(32, 32, 0, 8, 1),),
     },
 }
 for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little
     TILES["emulated", _bytes] = {
         **dict.fromkeys(("hidden", "gated", "hidden_backward", "linear", "weight"), (Tile(64, 128, 256, 8, 1, 2),)),
-        "narrow": (Tile(32, 64, 0, 4, 1),),
+        **dict.fromkeys(("narrow", "narrow_dropout"), (Tile(32, 64, 0, 4, 1),)),
     }
 TILES["sm100", 2] = TILES["sm90", 2]
 TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
