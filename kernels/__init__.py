@@ -16,7 +16,18 @@ def why_unusable() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
+        return _why_not_interpreted()
     import torch
 
     return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _why_not_interpreted() -> str | None:
+    """Triton 3.6's interpreter takes the length of a loop from an array by a conversion that numpy 2.4 refuses."""
+    import numpy
+    import triton
+
+    old, new = (tuple(map(int, m.__version__.split(".")[:2])) for m in (triton, numpy))
+    if old < (3, 9) and new >= (2, 4):
+        return "the interpreter of Triton before 3.9 needs numpy before 2.4"
+    return None

@@ -1,7 +1,7 @@
 """Calls of the operators as data: how each tensor is drawn and lies in memory, which are trained, in which dtypes.
 
-``check(call)`` runs one on the native backend, as its eager twin, and as the definition in float64, and holds it to
-the tolerance rule. A call is printed as Python that makes it again.
+``check(call)`` runs one on the native backend (or another), as its eager twin, and as the definition in float64, and
+holds it to the tolerance rule. A call is printed as Python that makes it again.
 """
 
 import contextlib
@@ -121,12 +121,13 @@ def lay(value: Tensor, layout: str) -> Tensor:
     return value.contiguous()
 
 
-def _place(call: Call, found: dict[str, Tensor], dtypes, layouts: bool) -> dict[str, Tensor]:
+def _place(call: Call, found: dict[str, Tensor], dtypes, layouts: bool, device) -> dict[str, Tensor]:
     placed = {}
     for name, value in found.items():
         t = call.tensors.get(name, Drawn((), role="x", layout=call.grad, trained=False))
         if value.is_floating_point():
             value = value.to(dtypes[ROLES.index(t.role)])
+        value = value.to(device)
         value = lay(value, t.layout) if layouts else value.clone()
         if t.trained and value.is_floating_point() and name not in CONSTANTS:
             value = value.detach().requires_grad_()
@@ -180,18 +181,18 @@ def _eager(call: Call, args: tuple, kwargs: dict) -> Tensor:
     return getattr(twins, call.operator)(x, *others, **kwargs).reshape(args[0].shape)
 
 
-def run(call: Call, found: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
-    """The output ``y`` and the gradients of what is trained, of ``native``, ``reference``, the definition in float64
+def run(call: Call, found: dict[str, Tensor], backend: str, device="cpu") -> dict[str, Tensor]:
+    """The output ``y`` and the gradients of what is trained, of a backend by its name, of the definition in float64
     (``exact``) or the twin in the call's dtypes (``eager``)."""
     dtypes = (torch.float64,) * 3 if backend == "exact" else DTYPES[call.dtypes]
     if backend == "eager" and call.dtypes == "bfloat16, float32 scales":
         dtypes = DTYPES["bfloat16"]  # eager products refuse mixed dtypes
-    t = _place(call, found, dtypes, layouts=backend != "exact")
+    t = _place(call, found, dtypes, layouts=backend != "exact", device=device)
     args, kwargs = _arguments(call, t)
     autocast = call.dtypes.startswith("autocast") and backend != "exact"
     with contextlib.ExitStack() as stack:
         if autocast:
-            stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+            stack.enter_context(torch.autocast(t["x"].device.type, dtype=torch.bfloat16))
         if backend == "eager":
             y = _eager(call, args, kwargs)
         else:
@@ -201,19 +202,19 @@ def run(call: Call, found: dict[str, Tensor], backend: str) -> dict[str, Tensor]
     leaves = {name: value for name, value in t.items() if value.requires_grad}
     grads = torch.autograd.grad(y, list(leaves.values()), t["grad"], allow_unused=True) if leaves else ()
     filled = (g if g is not None else torch.zeros_like(leaf) for g, leaf in zip(grads, leaves.values(), strict=True))
-    if backend == "native":
+    if backend not in ("eager", "exact"):
         assert y.dtype == t["x"].dtype and y.shape == t["x"].shape
         for (name, leaf), g in zip(leaves.items(), grads, strict=True):
             assert g is not None and g.dtype == leaf.dtype and g.shape == leaf.shape, name
     return {"y": y.detach(), **{f"gradient of {name}": g for name, g in zip(leaves, filled, strict=True)}}
 
 
-def check(call: Call) -> None:
+def check(call: Call, backend: str = "native", device="cpu") -> None:
     """The tolerance rule for the output and every gradient."""
 
     def draw(seed: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         found = values(call, seed)
-        results = [run(call, found, backend) for backend in ("native", "eager", "exact")]
+        results = [run(call, found, name, device) for name in (backend, "eager", "exact")]
         return {name: tuple(result[name] for result in results) for name in results[0]}
 
     try:

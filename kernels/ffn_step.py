@@ -1,0 +1,211 @@
+"""``ffn_step``: the FFN step, forward and backward, in two regimes.
+
+    pre    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out)
+    post   y = N(a x + c drop(W_out drop_h(act(W_in x + b_in)) + b_out))
+
+forward, narrow      one kernel (``narrow_ffn``: D <= 128, float32 64)
+forward, wider       n = N(x)                                        a row kernel
+                     z = n W_in^T + b_in, h = drop(act(z))           one product with its epilogue (``hidden``)
+                     y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
+                     y = N(y), post placement                        a row kernel
+backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
+                     dz = drop(c g W_out) act'(z), h again, db_in    one product
+                     dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
+                     dn = dz W_in                                    a product; without a norm it adds a dy
+                     dx = dN(dn) + a dy, norm's parameters           a row kernel
+
+What is not needed is not computed. Statistics are never stored: the row kernels read the row anyway. h and n are
+computed again in the backward pass, z only with ``save="lean"``.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
+from .hidden import hidden_again, hidden_backward, hidden_forward
+from .linear_residual import linear_residual
+from .narrow_ffn import NARROW, narrow_ffn
+from .norm_rows import normalize_rows, normalize_rows_backward
+from .rows import LONGEST, Rows, as_rows
+from .weight_gradient import weight_gradient
+
+__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Saved(NamedTuple):
+    """What the backward pass may find; empty tensors where ``save`` did not keep it."""
+
+    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), in the dtype of w_in
+    total: Tensor  # fast, post placement with a norm: the sum before it (..., D), in the dtype of x
+
+
+def why_not(request) -> str | None:
+    x, w = request.x, request.tensors.w_in
+    if x.dtype not in DTYPES or w.dtype not in (x.dtype, torch.bfloat16, torch.float16):
+        return f"it runs float32, bfloat16 and float16, not x in {x.dtype} with weights in {w.dtype}"
+    if w.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x in {x.dtype} needs weights in {x.dtype}, not {w.dtype}"
+    if x.shape[-1] > LONGEST:
+        return f"its rows have at most {LONGEST} channels, not {x.shape[-1]}"
+    return None
+
+
+def slower(request) -> str | None:
+    """Not measured yet: the tiles of float32 are small and, without tf32, off the tensor cores."""
+    wide = request.x.shape[-1] > NARROW[4]
+    if request.tensors.w_in.dtype == torch.float32 and wide:
+        return "in float32 cuBLAS is expected to run the products faster"
+    return None
+
+
+def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
+    """The shape and dtype of each saved tensor."""
+    fast = save == "fast"
+    hidden = (*x.shape[:-1], tensors.w_in.shape[0]) if fast else (0,)
+    total = x.shape if fast and _is_post(options) else (0,)
+    return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
+
+
+def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
+    """y, shape and dtype of x, and what ``save`` keeps."""
+    t, o = _without_gaps(tensors), options
+    saved = Saved(
+        *(torch.empty(shape, dtype=d, device=x.device) for shape, d in saved_shapes(x, tensors, options, save))
+    )
+    rows = as_rows(x)
+    if rows.count == 0:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device), saved
+    hidden_dropout, output_dropout = _dropouts(t, o)
+    z = saved.hidden if save == "fast" else None
+    total = saved.total if save == "fast" and _is_post(o) else None
+    if x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]:
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
+        return y, saved
+    h = hidden_forward(_operand(rows, t, o), t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
+    y = _total(rows, t, o, h, output_dropout)
+    if _is_post(o):
+        y = normalize_rows(as_rows(y), o.norm, t.norm_weight, t.norm_bias, o.eps, x.dtype, total)
+    return y.view(x.shape), saved
+
+
+def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
+    """The gradients in x and in the tensors. What is not needed is None and costs nothing."""
+    need_x, t, o = needs[0], _without_gaps(tensors), options
+    need = type(t)(*needs[1:])
+    found = dict.fromkeys(t._fields)
+    rows, grads = as_rows(x), as_rows(grad)
+    if rows.count == 0:
+        zeros = (torch.zeros_like(w) if n else None for w, n in zip(t, need, strict=True))
+        return torch.empty_like(x) if need_x else None, type(t)(*zeros)
+    post, pre_norm = _is_post(o), o.placement == "pre" and o.norm is not None
+    need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
+    need_dz = need_n or need.w_in or need.b_in
+    hidden_dropout, output_dropout = _dropouts(t, o)
+
+    # What the forward pass did not keep.
+    lean = saved.hidden.numel() == 0 and t.w_in.shape[0] > 0
+    no_total = post and saved.total.numel() == 0
+    n = _operand(rows, t, o) if need.w_in or (lean and (need_dz or need.w_out)) or no_total else None
+    z = None if lean else saved.hidden.view(rows.count, t.w_in.shape[0])
+    h = None
+    if (lean and (need_dz or need.w_out)) or no_total:
+        z = x.new_empty((rows.count, t.w_in.shape[0]), dtype=t.w_in.dtype) if need_dz else None
+        again = no_total or not need_dz
+        h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, again)
+    before_norm = rows
+    if post:
+        before_norm = as_rows(_total(rows, t, o, h, output_dropout) if no_total else saved.total)
+
+    residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = _through_output(
+        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out
+    )
+    if need_dz:
+        dz, h, found["b_in"] = hidden_backward(
+            g, t.w_out, z, o.step, o.activation, hidden_dropout,
+            need_z=need_n or need.w_in, need_h=need.w_out, need_bias=need.b_in,
+        )  # fmt: skip
+    elif need.w_out and h is None:
+        h = hidden_again(z, o.activation, hidden_dropout)
+    if need.w_out:
+        found["w_out"] = weight_gradient(g, h, o.step)
+    if need.w_in:
+        found["w_in"] = weight_gradient(dz, n)
+    grad_x = None
+    if need_n and pre_norm:
+        dn = linear_residual(dz, t.w_in, None, None, t.w_in.dtype, transposed=False)
+        grad_x, _, sums = normalize_rows_backward(
+            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
+            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
+            sums=(need.norm_weight, need.norm_bias, False),
+        )  # fmt: skip
+        found["norm_weight"], found["norm_bias"], _ = sums
+    elif need_n:
+        grad_x = linear_residual(dz, t.w_in, None, residual, x.dtype, transposed=False, a=o.residual_scale)
+    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
+
+
+def _is_post(o) -> bool:
+    return o.placement == "post" and o.norm is not None
+
+
+def _without_gaps(t):
+    """The tensors with vectors that kernels read as they lie in memory; products read matrices by their strides."""
+    names = ("b_in", "b_out", "norm_weight", "norm_bias")
+    return t._replace(**{n: v.contiguous() for n in names if (v := getattr(t, n)) is not None})
+
+
+def _dropouts(t, o) -> tuple[Dropout, Dropout]:
+    """Of the hidden activations and of the output."""
+    return (
+        Dropout.of(o.activation_dropout, t.seed, o.stream + HIDDEN_STREAM),
+        Dropout.of(o.dropout, t.seed, o.stream + OUTPUT_STREAM),
+    )
+
+
+def _matrix(rows: Rows) -> Tensor:
+    return rows.tensor.as_strided((rows.count, rows.tensor.shape[-1]), (rows.outer_stride, 1))
+
+
+def _operand(rows: Rows, t, o) -> Tensor:
+    """The first product's operand, (M, D) in the dtype of w_in: N(x), or x itself, read where it lies if it can be."""
+    if o.placement == "pre" and o.norm is not None:
+        return normalize_rows(rows, o.norm, t.norm_weight, t.norm_bias, o.eps, t.w_in.dtype)
+    if rows.is_matrix and rows.tensor.dtype == t.w_in.dtype:
+        return _matrix(rows)
+    return normalize_rows(rows, None, None, None, 0.0, t.w_in.dtype)
+
+
+def _total(rows: Rows, t, o, h: Tensor, dropout: Dropout) -> Tensor:
+    """``a x + c drop(h W_out^T + b_out)``, (M, D); in float32 where a norm follows, so that y is rounded once."""
+    dtype = torch.float32 if _is_post(o) else rows.tensor.dtype
+    a, c = o.residual_scale, o.step
+    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout)
+
+
+def _through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):
+    """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
+    product's output, in the dtype of the weights."""
+    post, dtype = _is_post(o), t.w_out.dtype
+    same = not dropout.drops and grads.tensor.dtype == dtype
+    if not post and same and grads.is_matrix:
+        g, written = _matrix(grads), (None, None)
+    else:
+        g = None  # g is the gradient of the sum itself where they have the same dtype and nothing is dropped
+        in_total = post and (need_x or (same and need_g))
+        written = (grads.tensor.dtype if in_total else None, dtype if need_g and not (post and same) else None)
+    sums = (post and need.norm_weight, post and need.norm_bias, need.b_out)
+    d_total = None
+    by_weight = by_bias = by_b_out = None
+    if any(written) or any(sums):
+        d_total, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
+            grads, total, o.norm if post else None, t.norm_weight, o.eps,
+            total=written[0], dropped=written[1], dropout=dropout, sums=sums,
+        )  # fmt: skip
+        g = g if g is not None else d_total if dropped is None else dropped
+    residual = grads if d_total is None else as_rows(d_total)
+    return residual, g, by_weight, by_bias, None if by_b_out is None else o.step * by_b_out

@@ -1,0 +1,197 @@
+"""The hidden activations of the FFN, forward and backward: products with the activation in their epilogue.
+
+    forward     z = n W_in^T + b_in,   h = drop(act(z))            n (M, D), W_in (F, D) or (2F, D): gate, then up
+    again       h from a z that was kept
+    backward    dh = drop(c g W_out),  dz = dh act'(z)             g (M, D), W_out (D, F)
+                and in the same pass h again, and db_in = sum over the rows of dz
+
+2 M D F FLOP each (4 where gated, forward). z and h are M F numbers each way: at D >= 512 the products are the limit,
+below it those bytes, which is why z is only written for a backward pass that wants it. db_in is a partial sum a row of
+tiles, then a reduction: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .activation import ACTIVATION_OF_GATE, activate, activate_backward
+from .device import ceil_div, launch
+from .dropout import Dropout, drop, keeps
+from .emulation import rounded
+from .product import as_matrix, precision, product, product_pair, tile_at
+from .slices import slices
+from .tiles import Tile, tile
+
+__all__ = ["hidden_again", "hidden_backward", "hidden_forward"]
+
+
+@triton.jit
+def _bias(b, columns, N):
+    return tl.load(b + columns, columns < N, 0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def hidden_forward_kernel(
+    n, w, b, z, h, M, F, K, n_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """A program: one tile of h; z and h are contiguous, and each is written if it is given."""
+    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
+    rows = tile_row * BM + tl.arange(0, BM)
+    columns = tile_column * BN + tl.arange(0, BN)
+    long_rows = rows.to(tl.int64)[:, None]
+    if GATED:
+        other = tl.cast(F, tl.int64) * w_stride
+        gate, up = product_pair(n, w, other, rows, columns, M, F, K, n_stride, w_stride, BM, BN, BK, PRECISION)
+        ups = slices(up, BM, BN, SLICES)
+    else:
+        gate = product(n, w, rows, columns, M, F, 0, K, n_stride, 1, 1, w_stride, BM, BN, BK, PRECISION)
+    gates = slices(gate, BM, BN, SLICES)
+    z_stride = 2 * F if GATED else F
+    for i in tl.static_range(SLICES):
+        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+        inside = (rows < M)[:, None] & (at < F)[None, :]
+        value = gates[i]
+        if b is not None:
+            value += _bias(b, at, F)
+        if z is not None:
+            tl.store(z + long_rows * z_stride + at[None, :], rounded(value, z.dtype.element_ty), inside)
+        if h is not None:
+            value = activate(value, ACTIVATION)
+        if GATED:
+            up = ups[i]
+            if b is not None:
+                up += _bias(b + F, at, F)
+            if z is not None:
+                tl.store(z + F + long_rows * z_stride + at[None, :], rounded(up, z.dtype.element_ty), inside)
+            value *= up
+        if h is not None:
+            value = drop(value, keeps(rows, at, F, seed, stream, p, DROP), scale, DROP)
+            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+
+
+@triton.jit
+def hidden_again_kernel(
+    z, h, M, F, seed, stream, p, scale, DROP: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """A program: one tile of h."""
+    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, 1)
+    rows = tile_row * BM + tl.arange(0, BM)
+    columns = tile_column * BN + tl.arange(0, BN)
+    inside = (rows < M)[:, None] & (columns < F)[None, :]
+    long_rows = rows.to(tl.int64)[:, None]
+    z_at = z + long_rows * (2 * F if GATED else F) + columns[None, :]
+    value = activate(tl.load(z_at, inside, 0.0).to(tl.float32), ACTIVATION)
+    if GATED:
+        value *= tl.load(z_at + F, inside, 0.0).to(tl.float32)
+    value = drop(value, keeps(rows, columns, F, seed, stream, p, DROP), scale, DROP)
+    tl.store(h + long_rows * F + columns[None, :], rounded(value, h.dtype.element_ty), inside)
+
+
+@triton.jit
+def hidden_backward_kernel(
+    g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """A program: one tile of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
+    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
+    rows = tile_row * BM + tl.arange(0, BM)
+    columns = tile_column * BN + tl.arange(0, BN)
+    long_rows = rows.to(tl.int64)[:, None]
+    width = 2 * F if GATED else F
+    tile = product(g, w, rows, columns, M, F, 0, K, g_stride, 1, w_stride, 1, BM, BN, BK, PRECISION)
+    parts = slices(tile, BM, BN, SLICES)
+    for i in tl.static_range(SLICES):
+        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+        inside = (rows < M)[:, None] & (at < F)[None, :]
+        z_at = long_rows * width + at[None, :]
+        kept = keeps(rows, at, F, seed, stream, p, DROP)
+        dh = tl.where(inside, drop(c * parts[i], kept, scale, DROP), 0.0)
+        value, slope = activate_backward(tl.load(z + z_at, inside, 0.0).to(tl.float32), ACTIVATION)
+        if GATED:
+            up = tl.load(z + F + z_at, inside, 0.0).to(tl.float32)
+            d_up = dh * value
+            value *= up
+            slope *= up
+            _write(d_up, dz, sums, z_at + F, at + F, inside, at < F, tile_row, width)
+        _write(dh * slope, dz, sums, z_at, at, inside, at < F, tile_row, width)
+        if h is not None:
+            value = drop(value, kept, scale, DROP)
+            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+
+
+@triton.jit
+def _write(value, dz, sums, z_at, at, inside, columns_inside, tile_row, width):
+    """A tile of dz, and its sum over the rows."""
+    if dz is not None:
+        tl.store(dz + z_at, rounded(value, dz.dtype.element_ty), inside)
+    if sums is not None:
+        tl.store(sums + tl.cast(tile_row, tl.int64) * width + at, tl.sum(value, 0), columns_inside)
+
+
+def _name(activation: str) -> dict:
+    return {"ACTIVATION": ACTIVATION_OF_GATE.get(activation, activation), "GATED": activation in ACTIVATION_OF_GATE}
+
+
+def hidden_forward(
+    n: Tensor, w_in: Tensor, b_in: Tensor | None, activation: str, dropout: Dropout, z: Tensor | None, keep_h: bool
+) -> Tensor | None:
+    """``h (M, F)`` in the dtype of w_in, None where not kept; z goes to ``z`` (M rows of F or 2F), if it is given."""
+    gated = activation in ACTIVATION_OF_GATE
+    count, width = n.shape
+    hidden = w_in.shape[0] // 2 if gated else w_in.shape[0]
+    w = as_matrix(w_in)
+    h = torch.empty((count, hidden), dtype=w.dtype, device=n.device) if keep_h else None
+    t = tile("gated" if gated else "hidden", w.dtype, n.device, count, hidden)
+    launch(
+        hidden_forward_kernel, t.count(count, hidden), n.device,
+        n, w, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
+        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
+    )  # fmt: skip
+    return h
+
+
+def hidden_again(z: Tensor, activation: str, dropout: Dropout) -> Tensor:
+    """``h (M, F)`` from ``z (M, F or 2F)``."""
+    count = z.shape[0]
+    hidden = z.shape[1] // 2 if activation in ACTIVATION_OF_GATE else z.shape[1]
+    h = torch.empty((count, hidden), dtype=z.dtype, device=z.device)
+    t = Tile(32, 128, 0, 4, 1)
+    launch(
+        hidden_again_kernel, t.count(count, hidden), z.device,
+        z, h, count, hidden, *dropout, DROP=dropout.drops, **_name(activation), BM=t.BM, BN=t.BN, num_warps=t.num_warps,
+    )  # fmt: skip
+    return h
+
+
+def hidden_backward(
+    g: Tensor,
+    w_out: Tensor,
+    z: Tensor,
+    c: float,
+    activation: str,
+    dropout: Dropout,
+    *,
+    need_z: bool,
+    need_h: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out."""
+    (count, width), hidden = g.shape, w_out.shape[1]
+    w = as_matrix(w_out)
+    t = tile("hidden_backward", w.dtype, g.device, count, hidden)
+    dz = torch.empty_like(z) if need_z else None
+    h = torch.empty((count, hidden), dtype=z.dtype, device=z.device) if need_h else None
+    sums = None
+    if need_bias:
+        sums = torch.empty((ceil_div(count, t.BM), z.shape[1]), dtype=torch.float32, device=z.device)
+    launch(
+        hidden_backward_kernel, t.count(count, hidden), g.device,
+        g, w, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
+        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
+    )  # fmt: skip
+    return dz, h, None if sums is None else sums.sum(0)

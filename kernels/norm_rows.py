@@ -1,0 +1,144 @@
+"""Row kernels around a normalisation N, forward and backward: one read and one write of every tensor.
+
+    forward     n = N(x) weight + bias, and on demand x itself in another dtype
+    backward    d = gradient of x from that of n;   total = d + a residual;   dropped = drop(total)
+                writes total and dropped (each on demand); sums over the rows for the gradients of weight, bias, and
+                of the bias whose output was dropped
+
+N may be none: forward is then a copy in another dtype, backward a dropout with its sum. The backward kernel is thus
+d(norm) fused with the residual's gradient (pre placement), and d(norm) fused with the dropout's (post placement).
+Statistics are computed again from the row that is read anyway. About 2 FLOP a byte: memory is the limit. Sums over
+rows are one partial sum a program and one reduction after: no atomics, the same bits every time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import ceil_div, launch
+from .dropout import Dropout, drop, keeps
+from .emulation import rounded
+from .norm import affine, standardize, standardize_backward
+from .norm_rows_wide import norm_backward_wide, norm_forward_wide
+from .rows import Rows, offsets, row_tiles
+
+__all__ = ["normalize_rows", "normalize_rows_backward"]
+
+
+@triton.jit
+def norm_forward(
+    x, weight, bias, n, copy, eps, M, x_inner, x_outer, x_stride,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program: ROWS whole rows."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < M)[:, None] & (columns < D)[None, :]
+    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    y = tl.load(x + x_at, inside, 0.0).to(tl.float32)
+    at = rows[:, None] * D + columns[None, :]
+    if copy is not None:
+        tl.store(copy + at, rounded(y, copy.dtype.element_ty), inside)
+    if NORM != "none":
+        y, _, _ = standardize(y, inside, eps, D, NORM)
+    tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
+
+
+@triton.jit
+def norm_backward(
+    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
+    g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
+    seed, stream, p, scale, DROP: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program: every so many tiles of ROWS whole rows; the sums are (programs, D)."""
+    columns = tl.arange(0, BLOCK)
+    by_weight = tl.zeros((ROWS, BLOCK), tl.float32)
+    by_bias = tl.zeros((ROWS, BLOCK), tl.float32)
+    by_dropped = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = (rows < M)[:, None] & (columns < D)[None, :]
+        g_at = offsets(rows, g_inner, g_outer, g_stride)[:, None] + columns[None, :]
+        g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
+        if NORM != "none":
+            x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+            y, rstd, share = standardize(tl.load(x + x_at, inside, 0.0).to(tl.float32), inside, eps, D, NORM)
+            if sum_weight is not None:
+                by_weight += g * y
+            if sum_bias is not None:
+                by_bias += g
+            g = standardize_backward(affine(g, weight, None, columns, D), y, rstd, share, inside, D, NORM)
+        if residual is not None:
+            r_at = offsets(rows, r_inner, r_outer, r_stride)[:, None] + columns[None, :]
+            g += a * tl.load(residual + r_at, inside, 0.0).to(tl.float32)
+        at = rows[:, None] * D + columns[None, :]
+        if total is not None:
+            tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
+        if dropped is not None or sum_dropped is not None:
+            g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
+            if dropped is not None:
+                tl.store(dropped + at, rounded(g, dropped.dtype.element_ty), inside)
+            if sum_dropped is not None:
+                by_dropped += tl.where(inside, g, 0.0)
+    at = tl.program_id(0) * D + columns
+    if sum_weight is not None:
+        tl.store(sum_weight + at, tl.sum(by_weight, 0), columns < D)
+    if sum_bias is not None:
+        tl.store(sum_bias + at, tl.sum(by_bias, 0), columns < D)
+    if sum_dropped is not None:
+        tl.store(sum_dropped + at, tl.sum(by_dropped, 0), columns < D)
+
+
+def normalize_rows(
+    x: Rows,
+    norm: str | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    copy: Tensor | None = None,
+) -> Tensor:
+    """``N(x) * weight + bias`` as ``(rows, D)`` in ``dtype``; x itself goes to ``copy`` too, if it is given."""
+    width, device = x.tensor.shape[-1], x.tensor.device
+    n = torch.empty((x.count, width), dtype=dtype, device=device)
+    tiles = row_tiles(width)
+    launch(
+        norm_forward_wide if tiles.wide else norm_forward, ceil_div(x.count, tiles.ROWS), device,
+        x.tensor, weight, bias, n, copy, eps, x.count, *x[2:],
+        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+    )  # fmt: skip
+    return n
+
+
+def normalize_rows_backward(
+    grad: Rows,
+    x: Rows,
+    norm: str | None,
+    weight: Tensor | None,
+    eps: float,
+    *,
+    residual: Rows | None = None,
+    a: float = 1.0,
+    total: torch.dtype | None = None,
+    dropped: torch.dtype | None = None,
+    dropout: Dropout | None = None,
+    sums: tuple[bool, bool, bool] = (False, False, False),
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and float32 sums over the rows,
+    ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for."""
+    width, device = x.tensor.shape[-1], x.tensor.device
+    tiles = row_tiles(width)
+    programs = tiles.programs(x.count, device)
+    written = [None if d is None else torch.empty((x.count, width), dtype=d, device=device) for d in (total, dropped)]
+    new = torch.zeros if tiles.wide else torch.empty
+    partial = [new((programs, width), dtype=torch.float32, device=device) if needed else None for needed in sums]
+    r, dropout = residual or grad, dropout or Dropout.of(0.0, None, 0)
+    launch(
+        norm_backward_wide if tiles.wide else norm_backward, programs, device,
+        grad.tensor, x.tensor, weight, None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
+        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops,
+        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+    )  # fmt: skip
+    return *written, [None if s is None else s.sum(0) for s in partial]

@@ -1,0 +1,168 @@
+"""``normalize_step``: a step on the unit sphere, y = S(x + step v) with S(z) = z / max(|z|, eps).
+
+    v = u - <u, x> x    direction="tangent"
+    v = S(u) - x        direction="difference"
+    v = u               direction="ambient"
+
+Backward, with z = x + step v, l = max(|z|, eps), y = z / l and the incoming gradient g:
+
+    dz = (g - y <g, y>) / l                (g / l where |z| < eps)        dv = step dz
+    dx = dz - <dv, x> u - <u, x> dv        du = dv - <dv, x> x            tangent
+    dx = dz - dv                           du = (dv - S(u) <dv, S(u)>) / |u|       difference
+    dx = dz                                du = dv                        ambient
+    dstep = sum over the rows of dz v
+
+Forward reads x and u and writes y; backward reads g, x and u and writes dx and du: about 3 FLOP a byte, so that memory
+is the limit. Nothing is saved. Every sum over rows is a partial sum a program, then one over the programs: no atomics,
+the same bits every time.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .device import ceil_div, launch
+from .emulation import rounded
+from .normalize_step_wide import step_backward_wide, step_forward_wide
+from .rows import LONGEST, as_rows, offsets, row_tiles
+from .step import STEP_CHANNELS, STEP_NUMBER, STEP_SCALAR, move_back, read_step, velocity
+
+__all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Saved(NamedTuple):
+    """Nothing: the backward pass reads ``x`` and ``u`` again."""
+
+
+def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
+    return Saved()
+
+
+def why_not(request) -> str | None:
+    if request.x.dtype not in DTYPES:
+        return f"it runs float32, bfloat16 and float16, not {request.x.dtype}"
+    if request.x.shape[-1] > LONGEST:
+        return f"its rows have at most {LONGEST} channels, not {request.x.shape[-1]}"
+    return None
+
+
+@triton.jit
+def step_forward(
+    x, u, y, step_pointer, step, eps, M,
+    x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
+    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program: ROWS whole rows."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < M)[:, None] & (columns < D)[None, :]
+    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+    xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
+    us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
+    c = read_step(step_pointer, step, columns, D, STEP)
+    along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
+    z = xs + c * velocity(xs, us, along, eps, DIRECTION)
+    length = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), eps)
+    tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
+
+
+@triton.jit
+def step_backward(
+    grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
+    g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
+    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep."""
+    columns = tl.arange(0, BLOCK)
+    c = read_step(step_pointer, step, columns, D, STEP)
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+        rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+        inside = (rows < M)[:, None] & (columns < D)[None, :]
+        g_at = offsets(rows, g_inner, g_outer, g_stride)[:, None] + columns[None, :]
+        x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+        u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+        g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
+        xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
+        us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
+        along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
+        v = velocity(xs, us, along, eps, DIRECTION)
+        z = xs + c * v
+        norm = tl.sqrt(tl.sum(z * z, 1))[:, None]
+        length = tl.maximum(norm, eps)
+        radial = tl.where(norm >= eps, tl.sum(g * z, 1)[:, None] / length, 0.0)
+        dz = (g - z / length * radial) / length
+        dv = c * dz
+        back = tl.sum(dv * (us if DIRECTION == "difference" else xs), 1)[:, None]
+        dx, du = move_back(dz, dv, xs, us, along, back, eps, DIRECTION)
+        y_at = rows[:, None] * D + columns[None, :]
+        if NEED_X:
+            tl.store(grad_x + y_at, rounded(dx, grad_x.dtype.element_ty), inside)
+        if NEED_U:
+            tl.store(grad_u + y_at, rounded(du, grad_u.dtype.element_ty), inside)
+        if NEED_STEP:
+            sums += dz * v
+    if NEED_STEP:
+        if STEP == STEP_CHANNELS:
+            tl.store(partial + tl.program_id(0) * D + columns, tl.sum(sums, 0), columns < D)
+        else:
+            tl.store(partial + tl.program_id(0), tl.sum(sums))
+
+
+def _kind(step_tensor: Tensor | None) -> int:
+    if step_tensor is None:
+        return STEP_NUMBER.value
+    return STEP_SCALAR.value if step_tensor.dim() == 0 else STEP_CHANNELS.value
+
+
+def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
+    """y, shape and dtype of x."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if x.numel() == 0:
+        return y, Saved()
+    xs, us = as_rows(x), as_rows(tensors.u)
+    step = None if tensors.step_tensor is None else tensors.step_tensor.contiguous()
+    tiles = row_tiles(x.shape[-1])
+    kernel = step_forward_wide if tiles.wide else step_forward
+    launch(
+        kernel, ceil_div(xs.count, tiles.ROWS), x.device,
+        xs.tensor, us.tensor, y, step, options.step, options.eps, xs.count, *xs[2:], *us[2:],
+        D=x.shape[-1], DIRECTION=options.direction, STEP=_kind(tensors.step_tensor),
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+    )  # fmt: skip
+    return y, Saved()
+
+
+def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
+    """The gradients in x and in (u, step_tensor), None where not needed."""
+    need_x, need_u, need_step = needs
+    width = x.shape[-1]
+    grad_x, grad_u = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else None for need in (need_x, need_u)
+    )
+    if x.numel() == 0:
+        return grad_x, type(tensors)(grad_u, torch.zeros_like(tensors.step_tensor) if need_step else None)
+    gs, xs, us = as_rows(grad), as_rows(x), as_rows(tensors.u)
+    step = None if tensors.step_tensor is None else tensors.step_tensor.contiguous()
+    tiles, kind = row_tiles(width), _kind(tensors.step_tensor)
+    programs = tiles.programs(xs.count, x.device)
+    partial = None
+    if need_step:
+        shape = (programs, width) if kind == STEP_CHANNELS.value else (programs,)
+        partial = torch.zeros(shape, dtype=torch.float32, device=x.device)
+    kernel = step_backward_wide if tiles.wide else step_backward
+    launch(
+        kernel, programs, x.device,
+        gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
+        *gs[2:], *xs[2:], *us[2:],
+        D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+    )  # fmt: skip
+    return grad_x, type(tensors)(grad_u, None if partial is None else partial.sum(0))

@@ -1,0 +1,89 @@
+"""Claim: row kernels take rows of any strides and any length, walk over long ones in blocks with the same result, and
+lose nothing to a large mean."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import macaron_ops
+
+TRITON = macaron_ops.backends()["triton"]
+if not TRITON.usable:
+    pytest.skip(f"triton: {TRITON.reason}", allow_module_level=True)
+
+from macaron_ops.kernels import rows as rows_module  # noqa: E402
+from macaron_ops.kernels.norm_rows import normalize_rows, normalize_rows_backward  # noqa: E402
+from macaron_ops.kernels.rows import as_rows  # noqa: E402
+from macaron_ops.reference.norm import normalize, normalize_backward  # noqa: E402
+from tests.kernels.test_numbers import by_rule  # noqa: E402
+from tests.ops.cases import Case, _normalize  # noqa: E402
+from tests.rule import assert_by_rule  # noqa: E402
+
+
+@pytest.fixture(params=["in registers", "in blocks"])
+def length(request, monkeypatch):
+    """Rows of 100 channels in one piece, or in blocks of 32."""
+    if request.param == "in blocks":
+        monkeypatch.setattr(rows_module, "WIDEST", 64)
+        monkeypatch.setattr(rows_module, "WIDE_BLOCK", 32)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "swapped": lambda x: x.transpose(0, 1),
+    "inside": lambda x: F.pad(x, (3, 5), value=torch.nan)[..., 3:-5],
+    "every other": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], -1).flatten(-2)[..., ::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+    "three strides": lambda x: F.pad(x, (0, 0, 0, 1)).unflatten(0, (2, 2)).transpose(0, 1)[:, :, :-1],
+    "one row": lambda x: x[0, 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides(layout):
+    x = LAYOUTS[layout](torch.randn(4, 7, 100))
+    found = as_rows(x)
+    r = torch.arange(found.count)
+    begin = found.tensor.storage_offset() + r // found.inner * found.outer_stride + r % found.inner * found.stride
+    storage = found.tensor.as_strided((found.tensor.untyped_storage().nbytes() // 4,), (1,), 0)
+    assert torch.equal(storage[begin[:, None] + torch.arange(100)], x.reshape(-1, 100))
+    assert (found.tensor is x) == (layout not in ("every other", "three strides"))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere"])
+def test_norm(norm, length, device):
+    """A mean of 100: the rule, forward and backward, against float64."""
+    x = (torch.randn(6, 5, 100) + 100).to(device).transpose(0, 1)
+    weight, bias, grad = (t.to(device) for t in (torch.randn(100), torch.randn(100), torch.randn(5, 6, 100)))
+    y = normalize_rows(as_rows(x), norm, weight, bias, 1e-5, torch.float32)
+    dx, _, (by_weight, by_bias, _) = normalize_rows_backward(
+        as_rows(grad), as_rows(x), norm, weight, 1e-5,
+        residual=as_rows(x), a=0.5, total=torch.float32, sums=(True, True, False),
+    )  # fmt: skip
+
+    def expected(dtype):
+        t = [v.to(dtype) for v in (grad, x, weight, bias)]
+        d = normalize_backward(t[0], t[1], norm, t[2], 1e-5, (True, True, True))
+        return normalize(t[1], norm, t[2], t[3], 1e-5).flatten(0, 1), (d[0] + 0.5 * t[1]).flatten(0, 1), *d[1:]
+
+    ours = (y, dx, by_weight, by_bias)
+    for actual, eager, exact in zip(ours, expected(torch.float32), expected(torch.float64), strict=True):
+        assert_by_rule(norm, actual, eager, exact)
+
+
+@pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])
+@pytest.mark.parametrize("learned", [False, True], ids=["number", "per channel"])
+def test_normalize_step(direction, learned, length, device):
+    case = Case(macaron_ops.normalize_step, direction, _normalize((2, 5), 100, learned=learned, direction=direction))
+    by_rule(case, torch.float32, device)
+
+
+def test_step_of_one_tensor_number(length, device):
+    x, u = F.normalize(torch.randn(5, 100, device=device), dim=-1), torch.randn(5, 100, device=device)
+    found = []
+    for backend in ("triton", "reference"):
+        step = torch.tensor(0.3, device=device, requires_grad=True)
+        with macaron_ops.use_backend(backend):
+            y = macaron_ops.normalize_step(x, u, step)
+        found.append((y, *torch.autograd.grad(y.sum(), step)))
+    torch.testing.assert_close(*found)

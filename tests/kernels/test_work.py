@@ -1,0 +1,105 @@
+"""Claim: a call launches the kernels that it needs and no others, seen without running one."""
+
+import pytest
+import torch
+
+import macaron_ops
+from tests.kernels.tools import NEEDS, ffn_arguments, launches_of_ffn
+
+TRITON = macaron_ops.backends()["triton"]
+pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
+NAMES = ("x", "w_in", "b_in", "w_out", "b_out", "norm_weight", "norm_bias", "seed")
+NORM, HIDDEN, OUT, WEIGHT = "norm_forward", "hidden_forward_kernel", "linear_residual_kernel", "weight_gradient_kernel"
+D_HIDDEN, D_NORM, AGAIN = "hidden_backward_kernel", "norm_backward", "hidden_again_kernel"
+
+
+def kernels(launches):
+    return [launch.kernel.__name__ for launch in launches]
+
+
+def backward_of(*needed, save="fast", **options):
+    call = ffn_arguments(512, 256, 1024, torch.bfloat16, **options)
+    return kernels(launches_of_ffn(*call, save=save, needs=[name in needed for name in NAMES])[1])
+
+
+def test_forward():
+    wide = launches_of_ffn(*ffn_arguments(512, 256, 1024, torch.bfloat16))[0]
+    assert kernels(wide) == [NORM, HIDDEN, OUT]
+    post = launches_of_ffn(*ffn_arguments(512, 256, 1024, torch.bfloat16, placement="post"))[0]
+    assert kernels(post) == [HIDDEN, OUT, NORM]
+    for options in ({}, {"placement": "post", "dropout": 0.1}, {"activation": "swiglu"}):
+        narrow = launches_of_ffn(*ffn_arguments(512, 128, 512, torch.bfloat16, **options))[0]
+        assert kernels(narrow) == ["narrow_ffn_kernel"]
+
+
+def test_backward():
+    everything = backward_of(*NAMES[:-1])
+    assert everything == [NORM, D_NORM, D_HIDDEN, WEIGHT, WEIGHT, OUT, D_NORM]  # the first D_NORM sums db_out
+    assert backward_of(*NAMES[:-1], save="lean") == [NORM, HIDDEN, *everything[1:]]
+
+
+def test_frozen_subsets():
+    assert backward_of("x") == [D_HIDDEN, OUT, D_NORM]
+    assert backward_of("x", norm=None) == [D_HIDDEN, OUT]
+    assert backward_of("w_in") == [NORM, D_HIDDEN, WEIGHT]
+    assert backward_of("b_in") == [D_HIDDEN]
+    assert backward_of("w_out") == [AGAIN, WEIGHT]
+    assert backward_of("w_out", save="lean") == [NORM, HIDDEN, WEIGHT]
+    assert backward_of("b_out") == [D_NORM]
+    assert backward_of("b_out", save="lean") == [D_NORM]
+    assert backward_of("norm_bias") == [D_HIDDEN, OUT, D_NORM]
+    assert backward_of("norm_bias", placement="post") == [D_NORM]
+
+
+def test_unneeded_outputs_are_not_written():
+    (_, z_of_inference, *_), _ = _hidden(save="lean")
+    assert z_of_inference is None
+    _, by_launch = launches_of_ffn(
+        *ffn_arguments(512, 256, 1024, torch.bfloat16), needs=[name == "x" for name in NAMES]
+    )
+    h, sums = by_launch[0].arguments[4:6]
+    assert h is None and sums is None
+
+
+def _hidden(save):
+    forward, _ = launches_of_ffn(*ffn_arguments(512, 256, 1024, torch.bfloat16), save=save)
+    _, _, b, z, h = forward[1].arguments[:5]
+    return (b, z, h), forward
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 16384])
+def test_few_tokens_take_smaller_tiles(tokens):
+    """Every processor gets a tile while there are enough, and a product over few tokens is not cut in parts."""
+    forward, backward = launches_of_ffn(*ffn_arguments(tokens, 1024, 4096, torch.bfloat16), needs=NEEDS)
+    if tokens == 16384:
+        assert all(launch.programs >= 132 for launch in (*forward, *backward))
+    weight = next(launch for launch in backward if launch.kernel.__name__ == WEIGHT)
+    out = weight.arguments[2]
+    assert out.shape == (1, 1024, 4096) and out.dtype == torch.bfloat16
+
+
+def test_a_small_gradient_over_many_tokens_is_cut_in_parts():
+    _, backward = launches_of_ffn(*ffn_arguments(16384, 128, 512, torch.bfloat16))
+    out = next(launch for launch in backward if launch.kernel.__name__ == WEIGHT).arguments[2]
+    assert out.shape[0] > 1 and out.dtype == torch.float32
+
+
+def test_float32_products_are_left_to_cublas_unless_asked_for():
+    from macaron_ops.kernels.ffn_step import slower
+    from macaron_ops.ops.dispatch import Request
+
+    for width, dtype, declined in ((256, torch.float32, True), (64, torch.float32, False), (256, torch.float16, False)):
+        request = Request("ffn_step", *ffn_arguments(8, width, 32, dtype), "fast")
+        assert (slower(request) is not None) == declined
+
+
+def test_refusals(device):
+    x, w = (torch.zeros(*shape, dtype=torch.float64, device=device) for shape in ((2, 4), (4, 4)))
+    with macaron_ops.use_backend("triton"):
+        with pytest.raises(macaron_ops.BackendError, match="not x in torch.float64 with weights in torch.float64"):
+            macaron_ops.ffn_step(x, w, None, w, None)
+        with pytest.raises(macaron_ops.BackendError, match="not torch.float64"):
+            macaron_ops.normalize_step(x, x, 0.5)
+        long = torch.zeros(1, 65537, device=device)
+        with pytest.raises(macaron_ops.BackendError, match="at most 65536 channels, not 65537"):
+            macaron_ops.normalize_step(long, long, 0.5)
