@@ -3,8 +3,8 @@ reports with a reason; ``restore_layers`` undoes it."""
 
 import copy
 import io
-import re
 import os
+import re
 import subprocess
 import sys
 

@@ -1,0 +1,26 @@
+"""Claim: the native FFN step keeps the tolerance rule where its products read weights in each of their ways."""
+
+import pytest
+
+import macaron_ops
+from tests.native.calls import Call, Drawn, check
+
+pytestmark = pytest.mark.skipif(
+    not macaron_ops.backends()["native"].usable, reason="the native library cannot be used here"
+)
+
+
+@pytest.mark.parametrize("dtypes", ["float32", "bfloat16", "autocast"])
+@pytest.mark.parametrize("rows", [5, 70])
+@pytest.mark.parametrize(("width", "hidden"), [(1024, 37), (37, 1024), (2048, 16), (16, 2048), (1000, 40)])
+def test_rows_a_page_apart(width, hidden, rows, dtypes):
+    """Weights whose rows meet in one set of the cache are copied where several panels pass by, else read in place."""
+    tensors = {
+        "x": Drawn((rows, width), role="x"),
+        "w_in": Drawn((hidden, width), "fan"),
+        "b_in": Drawn((hidden,)),
+        "w_out": Drawn((width, hidden), "fan"),
+        "b_out": Drawn((width,)),
+    }
+    for save in ("fast", "lean"):
+        check(Call("ffn_step", tensors, {"norm": "layer", "activation": "gelu"}, dtypes, save))
