@@ -1,6 +1,7 @@
 """Claim: the native FFN step keeps the tolerance rule where its products read weights in each of their ways."""
 
 import pytest
+import torch
 
 import macaron_ops
 from tests.native.calls import Call, Drawn, check
@@ -24,3 +25,13 @@ def test_rows_a_page_apart(width, hidden, rows, dtypes):
     }
     for save in ("fast", "lean"):
         check(Call("ffn_step", tensors, {"norm": "layer", "activation": "gelu"}, dtypes, save))
+
+
+@pytest.mark.parametrize("width", [3, 7, 10, 48, 100])
+def test_a_row_of_equal_numbers_has_no_variance(width):
+    """Its mean is one of them, to the last bit: what rounding left of it would be divided by the root of eps."""
+    x = torch.rand(64, 1).expand(64, width)
+    nothing = torch.zeros(4, width), None, torch.zeros(width, 4), None
+    with macaron_ops.use_backend("native"):
+        y = macaron_ops.ffn_step(x, *nothing, placement="post", activation="relu")
+    assert not y.any()
