@@ -1,5 +1,5 @@
 """Claim: the Triton kernels keep the tolerance rule in the output and every gradient, in the interpreter on the CPU
-(where narrow operands of a product are widened, see ``kernels/product.py``) and on a GPU."""
+(where narrow operands of a product are widened, see ``kernels/emulation.py``) and on a GPU."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ OURS = [case for case in CASES if case.operator.__name__ in ("ffn_step", "normal
 few = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
-def by_rule(case, dtype, device, **policy):
+def assert_case_by_rule(case, dtype, device, **policy):
     twin = getattr(twins, case.operator.__name__)
 
     def draw(seed):
@@ -43,7 +43,7 @@ def by_rule(case, dtype, device, **policy):
 def test_rule(case, dtype, device):
     """float32 and float16 keep the pre-activations, bfloat16 computes them again."""
     policy = {"save": "lean" if dtype == torch.bfloat16 else "fast"} if case.operator.__name__ == "ffn_step" else {}
-    by_rule(case, dtype, device, **policy)
+    assert_case_by_rule(case, dtype, device, **policy)
 
 
 # Wider than the one kernel takes, with everything that the products' epilogues know.

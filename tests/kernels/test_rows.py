@@ -15,7 +15,7 @@ from macaron_ops.kernels import rows as rows_module  # noqa: E402
 from macaron_ops.kernels.norm_rows import normalize_rows, normalize_rows_backward  # noqa: E402
 from macaron_ops.kernels.rows import as_rows  # noqa: E402
 from macaron_ops.reference.norm import normalize, normalize_backward  # noqa: E402
-from tests.kernels.test_numbers import by_rule  # noqa: E402
+from tests.kernels.test_numbers import assert_case_by_rule  # noqa: E402
 from tests.ops.cases import Case, _normalize  # noqa: E402
 from tests.rule import assert_by_rule  # noqa: E402
 
@@ -75,7 +75,7 @@ def test_norm(norm, length, device):
 @pytest.mark.parametrize("learned", [False, True], ids=["number", "per channel"])
 def test_normalize_step(direction, learned, length, device):
     case = Case(macaron_ops.normalize_step, direction, _normalize((2, 5), 100, learned=learned, direction=direction))
-    by_rule(case, torch.float32, device)
+    assert_case_by_rule(case, torch.float32, device)
 
 
 def test_step_of_one_tensor_number(length, device):
