@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .dropout import drop, keeps
 
-__all__ = ["drop_by_slices", "slices"]
+__all__ = ["drop_by_slices", "joined", "slices"]
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def slices(t, BM: tl.constexpr, BN: tl.constexpr, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _joined(a, b, BM: tl.constexpr, BN: tl.constexpr):
+def joined(a, b, BM: tl.constexpr, BN: tl.constexpr):
     """``a`` and ``b`` (BM, BN / 2) side by side."""
     return tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), (BM, BN))
 
@@ -64,5 +64,5 @@ def drop_by_slices(
         b = drop(b, keeps(rows, at + BN // 4, width, seed, stream, p, DROP), scale, DROP)
         c = drop(c, keeps(rows, at + BN // 2, width, seed, stream, p, DROP), scale, DROP)
         d = drop(d, keeps(rows, at + BN // 4 * 3, width, seed, stream, p, DROP), scale, DROP)
-        x = _joined(_joined(a, b, BM, BN // 2), _joined(c, d, BM, BN // 2), BM, BN)
+        x = joined(joined(a, b, BM, BN // 2), joined(c, d, BM, BN // 2), BM, BN)
     return x

@@ -1,0 +1,267 @@
+"""``attend_step``: the attention step, forward and backward.
+
+    pre    y = a x + c drop(W_out MHA(N(x)) + b_out)
+    post   y = N(a x + c drop(W_out MHA(x) + b_out))
+
+forward      n = N(x)                                            a row kernel
+             q, k, v = n W^T + b                                 one product of packed weights, else one for each
+             rotary, unit q and k                                a row kernel over heads (``heads``), where asked for
+             o, m and l                                          flash attention (``attention_forward``)
+             y = a x + c drop(o W_out^T + b_out)                 a product with its epilogue (``linear_residual``)
+             y = N(y), post placement                            a row kernel
+backward     g = drop(dy), db_out; post: dN first                a row kernel (none without dropout, norm or bias)
+             do = c g W_out,  dW_out = c g^T o                   products
+             delta = <do, o>                                     a row kernel over heads
+             dq;  dk, dv;  floating masks                        a kernel each (``attention_backward``, ``_masks``)
+             back through unit q and k and rotary                a row kernel over heads
+             dW = dq^T n, db;  dn = dq W                         products, and a row kernel for biases
+             dx = dN(dn) + a dy, norm's parameters               a row kernel
+
+What is not needed is not computed. q, k and v are read and their gradients written as they lie side by side in the
+products: nothing is transposed. With ``save="lean"`` the projections are formed again.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .attention import WIDEST_HEAD, Attention
+from .attention_backward import attention_backward
+from .attention_forward import attention_forward
+from .attention_masks import mask_gradient, spans_of
+from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
+from .heads import delta_of_heads, position_heads, position_heads_backward
+from .linear_residual import linear_residual
+from .norm_rows import normalize_rows, normalize_rows_backward
+from .projections import Projection, back_to_source, parameter_gradients, projections, queries_and_keys
+from .rows import Rows, as_rows
+from .sublayer import is_post, operand, residual_sum, through_output, why_not_rows
+from .weight_gradient import weight_gradient
+
+__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
+
+# What has a gradient through the attention itself.
+INSIDE = ("w_q", "w_k", "w_v", "b_q", "b_k", "b_v", "context", "attn_mask", "key_padding_mask", "qk_scale")
+
+
+class Saved(NamedTuple):
+    """What the backward pass may find, in the dtype of w_q unless said otherwise; empty where ``save`` did not keep
+    it. W = H head_dim, V = Hkv head_dim."""
+
+    projected: Tensor  # fast: the first of ``projections``: q, or q, k and v (..., T, W or W + 2 V)
+    keys: Tensor  # fast: the second, if there is one: k, or k and v (..., S, V or 2 V)
+    values: Tensor  # fast: the third: v (..., S, V)
+    attended: Tensor  # lean and fast: the heads' outputs, before W_out (..., T, W)
+    statistics: Tensor  # lean and fast: of the scores the maximum m in powers of 2, and 1 / l (B, H, 2, T), float32
+    total: Tensor  # fast, post placement with a norm: the sum before it (..., T, D), in the dtype of x
+
+
+def why_not(request) -> str | None:
+    head_dim = request.tensors.w_out.shape[1] // request.options.num_heads
+    if head_dim > WIDEST_HEAD:
+        return f"its heads have at most {WIDEST_HEAD} channels, not {head_dim}"
+    return why_not_rows(request.x, request.tensors.w_q)
+
+
+def slower(request) -> str | None:
+    """Not measured yet: the tiles of float32 are small and, without tf32, off the tensor cores."""
+    if request.tensors.w_q.dtype == torch.float32:
+        return "in float32 PyTorch's products and attention are expected to be faster"
+    return None
+
+
+def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
+    """The shape and dtype of each saved tensor."""
+    t, o = tensors, options
+    fast, kept, dtype = save == "fast", save != "none", t.w_q.dtype
+    nothing = (0,)
+    found = [(*(x if p.of_x else t.context).shape[:-1], p.weight.shape[0]) for p in projections(t, o)]
+    found = [(found[i] if fast and i < len(found) else nothing, dtype) for i in range(3)]
+    return Saved(
+        *found,
+        attended=((*x.shape[:-1], t.w_out.shape[1]) if kept else nothing, dtype),
+        statistics=((x.shape[:-2].numel(), o.num_heads, 2, x.shape[-2]) if kept else nothing, torch.float32),
+        total=(x.shape if fast and is_post(o) else nothing, x.dtype),
+    )
+
+
+def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
+    """y, shape and dtype of x, and what ``save`` keeps."""
+    t, o = _without_gaps(tensors), options
+    shapes = saved_shapes(x, t, o, save)
+
+    def keep(tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return (
+            torch.empty(shape, dtype=dtype, device=x.device) if tensor is None or shape == (0,) else tensor.view(shape)
+        )
+
+    rows, dtype = as_rows(x), t.w_q.dtype
+    if rows.count == 0:
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device), Saved(*(keep(None, *s) for s in shapes))
+    products, a = projections(t, o), _attention(x, t, o)
+    projected = _project(products, _sources(products, rows, t, o))
+    q, k = _split(_positioned(queries_and_keys(projected, *a.widths), a, t), a)
+    attended = torch.empty((rows.count, t.w_out.shape[1]), dtype=dtype, device=x.device)
+    statistics = torch.empty(shapes.statistics[0], dtype=torch.float32, device=x.device) if save != "none" else None
+    attention_forward(q, k, _values(projected, a), a, attended, statistics)
+    y, total = residual_sum(rows, t, o, attended, _output_dropout(t, o)), None
+    if is_post(o):
+        total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if save == "fast" else None
+        y = normalize_rows(as_rows(y), o.norm, t.norm_weight, t.norm_bias, o.eps, x.dtype, total)
+    found = (*projected, *(None,) * (3 - len(projected)), attended, statistics, total)
+    return y.view(x.shape), Saved(*(keep(tensor, *shape) for tensor, shape in zip(found, shapes, strict=True)))
+
+
+def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
+    """The gradients in x and in the tensors. What is not needed is None and costs nothing."""
+    need_x, t, o = needs[0], _without_gaps(tensors), options
+    need = type(t)(*needs[1:])
+    found = dict.fromkeys(t._fields)
+    rows, grads = as_rows(x), as_rows(grad)
+    if rows.count == 0:
+        zeros = (torch.zeros_like(w) if n else None for w, n in zip(t, need, strict=True))
+        return torch.empty_like(x) if need_x else None, type(t)(*zeros)
+    pre_norm = o.placement == "pre" and o.norm is not None
+    need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
+    need_attention = need_n or any(getattr(need, name) for name in INSIDE)
+    dropout = _output_dropout(t, o)
+    attended = saved.attended.view(rows.count, t.w_out.shape[1])
+
+    before_norm = rows
+    if is_post(o):
+        kept = saved.total.numel() > 0
+        before_norm = as_rows(saved.total if kept else residual_sum(rows, t, o, attended, dropout))
+    residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out
+    )
+    if need.w_out:
+        found["w_out"] = weight_gradient(g, attended, o.step)
+    if not need_attention:
+        return None, type(t)(**found)
+
+    do = linear_residual(g, t.w_out, None, None, t.w_q.dtype, transposed=False, c=o.step)
+    to_x, to_context, inner = _through_attention(do, attended, saved, rows, t, o, need, need_n)
+    found |= inner
+    if need.context:
+        found["context"] = back_to_source(to_context, t.context.dtype, None, 0.0).view(t.context.shape)
+    grad_x = None
+    if need_n and pre_norm:
+        dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
+        grad_x, _, sums = normalize_rows_backward(
+            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
+            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
+            sums=(need.norm_weight, need.norm_bias, False),
+        )  # fmt: skip
+        found["norm_weight"], found["norm_bias"], _ = sums
+    elif need_n:
+        grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
+    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
+
+
+def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t, o, need, need_n: bool):
+    """The terms ``(gradient, weight)`` of the gradients in N(x) and in the context, and the gradients by name of the
+    projections' parameters, of floating masks and of ``qk_scale``."""
+    products, a = projections(t, o), _attention(rows.tensor, t, o)
+    wants = [product.wants(need, need_n) for product in products]
+    lean = saved.projected.numel() == 0
+    sources = _sources(products, rows, t, o, [lean or want.weight for want in wants])
+    projected = [p.view(-1, p.shape[-1]) for p in saved[: len(products)]] if not lean else _project(products, sources)
+    before, v = queries_and_keys(projected, *a.widths), _values(projected, a)
+    after = _positioned(before, a, t)
+    q, k = _split(after, a)
+    delta = delta_of_heads(do, attended, a.heads, a.queries)
+
+    gradients = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
+    d_before = queries_and_keys(gradients, *a.widths)
+    d_after = d_before
+    if after is not before:
+        turned = zip(after, d_before, strict=True)
+        d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in turned]
+    dq, dk = _split(d_after, a)
+    dv = None if gradients[-1] is None else _values(gradients, a)
+    inputs = q, k, v, a, do, saved.statistics, delta
+    attention_backward(*inputs, dq, dk, dv)
+    found = {}
+    if need.attn_mask:
+        found["attn_mask"] = mask_gradient(*inputs, tuple(t.attn_mask.shape))
+    if need.key_padding_mask:
+        found["key_padding_mask"] = mask_gradient(*inputs, (a.batch, 1, 1, a.keys)).view(a.batch, a.keys)
+    if after is not before:
+        constants = a.head_dim, a.queries, t.cos, t.sin, t.qk_scale
+        sums = [
+            position_heads_backward(d, p, *constants, into, need.qk_scale)
+            for d, p, into in zip(d_after, before, d_before, strict=True)
+            if d is not None
+        ]
+        if need.qk_scale:  # q's heads and k's, which share a scale or have one each
+            found["qk_scale"] = torch.cat(sums).view(-1, *t.qk_scale.shape).sum(0)
+    found |= parameter_gradients(products, wants, gradients, sources)
+    terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, gradients, strict=True) if want.source]
+    return [term for of_x, term in terms if of_x], [term for of_x, term in terms if not of_x], found
+
+
+def _without_gaps(t):
+    """The tensors with vectors that kernels read as they lie in memory; products read matrices by their strides."""
+    names = ("b_q", "b_k", "b_v", "b_out", "norm_weight", "norm_bias")
+    return t._replace(**{n: v.contiguous() for n in names if (v := getattr(t, n)) is not None})
+
+
+def _attention(x: Tensor, t, o) -> Attention:
+    batch, tokens = x.shape[:-2].numel(), x.shape[-2]
+    keys = tokens if t.context is None else t.context.shape[-2]
+    return Attention(
+        batch=batch,
+        queries=tokens,
+        keys=keys,
+        heads=o.num_heads,
+        kv_heads=o.num_kv_heads,
+        head_dim=t.w_out.shape[1] // o.num_heads,
+        scale=o.scale,
+        causal=o.causal,
+        mask=None if t.attn_mask is None else t.attn_mask.expand(batch, o.num_heads, tokens, keys),
+        padding=t.key_padding_mask,
+        spans=None if t.cu_seqlens is None else spans_of(t.cu_seqlens, tokens),
+        dropout=Dropout.of(o.attention_dropout, t.seed, o.stream + HIDDEN_STREAM),
+    )
+
+
+def _output_dropout(t, o) -> Dropout:
+    return Dropout.of(o.dropout, t.seed, o.stream + OUTPUT_STREAM)
+
+
+def _sources(products: list[Projection], rows: Rows, t, o, needed: list[bool] | None = None) -> list[Tensor | None]:
+    """What each product is formed from, where it is needed: N(x) or the context, each once."""
+    needed = [True] * len(products) if needed is None else needed
+    of_x, of_context = (any(n and p.of_x is of for n, p in zip(needed, products, strict=True)) for of in (True, False))
+    n = operand(rows, t.w_q.dtype, t, o) if of_x else None
+    context = operand(as_rows(t.context), t.w_q.dtype) if of_context else None
+    return [n if product.of_x else context for product in products]
+
+
+def _project(products: list[Projection], sources: list[Tensor]) -> list[Tensor]:
+    return [
+        linear_residual(source, p.weight, p.bias, None, p.weight.dtype, transposed=True)
+        for p, source in zip(products, sources, strict=True)
+    ]
+
+
+def _positioned(parts: list[Tensor], a: Attention, t) -> list[Tensor]:
+    """Queries and keys as the scores see them: the same, or new ones."""
+    if t.cos is None and t.qk_scale is None:
+        return parts
+    positioned = [torch.empty(p.shape, dtype=p.dtype, device=p.device) for p in parts]
+    for part, into in zip(parts, positioned, strict=True):
+        position_heads(part, a.head_dim, a.queries, t.cos, t.sin, t.qk_scale, into)
+    return positioned
+
+
+def _split(parts: list[Tensor | None], a: Attention) -> list[Tensor | None]:
+    """q and k of the columns that hold both, or of one matrix each."""
+    if len(parts) == 2:
+        return parts
+    return [None, None] if parts[0] is None else list(parts[0].split(a.widths, dim=1))
+
+
+def _values(matrices: list[Tensor], a: Attention) -> Tensor:
+    return matrices[-1][:, -a.widths[1] :]

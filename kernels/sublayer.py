@@ -1,0 +1,78 @@
+"""What the sublayer steps share: ``y = a x + c drop(W f(N(x)) + b)``, or N of the sum, around whatever f is.
+
+operand           N(x) or x as the matrix that the first product reads
+residual_sum      the second product with the residual sum in its epilogue
+through_output    back from dy to the gradients of the sum, of the product's result and of b, in one row kernel
+"""
+
+import torch
+from torch import Tensor
+
+from .dropout import Dropout
+from .linear_residual import linear_residual
+from .norm_rows import normalize_rows, normalize_rows_backward
+from .rows import LONGEST, Rows, as_rows
+
+__all__ = ["is_post", "matrix", "operand", "residual_sum", "through_output", "why_not_rows"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def why_not_rows(x: Tensor, w: Tensor) -> str | None:
+    """Why no kernel runs on x and weights like ``w``; None where they do."""
+    if x.dtype not in DTYPES or w.dtype not in (x.dtype, torch.bfloat16, torch.float16):
+        return f"it runs float32, bfloat16 and float16, not x in {x.dtype} with weights in {w.dtype}"
+    if w.dtype != x.dtype and x.dtype != torch.float32:
+        return f"x in {x.dtype} needs weights in {x.dtype}, not {w.dtype}"
+    if x.shape[-1] > LONGEST:
+        return f"its rows have at most {LONGEST} channels, not {x.shape[-1]}"
+    return None
+
+
+def is_post(o) -> bool:
+    return o.placement == "post" and o.norm is not None
+
+
+def matrix(rows: Rows) -> Tensor:
+    return rows.tensor.as_strided((rows.count, rows.tensor.shape[-1]), (rows.outer_stride, 1))
+
+
+def operand(rows: Rows, dtype: torch.dtype, t=None, o=None) -> Tensor:
+    """A product's operand, (M, D) in ``dtype``: N(x), or x itself (without t and o always), read where it lies if it
+    can be."""
+    if o is not None and o.placement == "pre" and o.norm is not None:
+        return normalize_rows(rows, o.norm, t.norm_weight, t.norm_bias, o.eps, dtype)
+    if rows.is_matrix and rows.tensor.dtype == dtype:
+        return matrix(rows)
+    return normalize_rows(rows, None, None, None, 0.0, dtype)
+
+
+def residual_sum(rows: Rows, t, o, h: Tensor, dropout: Dropout) -> Tensor:
+    """``a x + c drop(h W_out^T + b_out)``, (M, D); in float32 where a norm follows, so that y is rounded once."""
+    dtype = torch.float32 if is_post(o) else rows.tensor.dtype
+    a, c = o.residual_scale, o.step
+    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout)
+
+
+def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):
+    """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
+    product's result, in the dtype of the weights."""
+    post, dtype = is_post(o), t.w_out.dtype
+    same = not dropout.drops and grads.tensor.dtype == dtype
+    if not post and same and grads.is_matrix:
+        g, written = matrix(grads), (None, None)
+    else:
+        g = None  # g is the gradient of the sum itself where they have the same dtype and nothing is dropped
+        in_total = post and (need_x or (same and need_g))
+        written = (grads.tensor.dtype if in_total else None, dtype if need_g and not (post and same) else None)
+    sums = (post and need.norm_weight, post and need.norm_bias, need.b_out)
+    d_total = None
+    by_weight = by_bias = by_b_out = None
+    if any(written) or any(sums):
+        d_total, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
+            grads, total, o.norm if post else None, t.norm_weight, o.eps,
+            total=written[0], dropped=written[1], dropout=dropout, sums=sums,
+        )  # fmt: skip
+        g = g if g is not None else d_total if dropped is None else dropped
+    residual = grads if d_total is None else as_rows(d_total)
+    return residual, g, by_weight, by_bias, None if by_b_out is None else o.step * by_b_out
