@@ -39,7 +39,7 @@ LOG2E = tl.constexpr(math.log2(math.e))
 
 # (architecture, bytes of an operand) -> kernel -> HD -> tiles, the largest first: BM queries by BN keys. Not yet tuned
 # by measurement: chosen so that on sm_90 the 16-bit kernels use wgmma and spill no register at 64 and 128, which a test
-# checks. With dropout the kernel over keys has few queries at once: the generator's words take the registers.
+# checks. Masks take registers, and the generator's words for dropout take more: rows of their own where that matters.
 ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] = {
     ("sm90", 2): {
         "forward": {
@@ -56,8 +56,12 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
             128: (Tile(32, 128, 0, 8, 2),),
             256: (Tile(16, 64, 0, 8, 2),),
         },
+        "forward_masked": {
+            **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            256: (Tile(64, 32, 0, 8, 2),),
+        },
         "forward_dropout": {
-            **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2),)),
+            **dict.fromkeys((16, 32, 64, 128), (Tile(128, 32, 0, 8, 2),)),
             256: (Tile(64, 32, 0, 8, 2),),
         },
         "queries_dropout": {
@@ -173,8 +177,9 @@ class Attention(NamedTuple):
     def tile(self, kernel: str, dtype: torch.dtype, device: torch.device) -> Tile:
         """Of "forward", "queries" or "keys"; tiles of the first two are counted over queries, the last over keys."""
         table = ATTENTION_TILES[architecture(device), dtype.itemsize]
-        dropped = kernel + "_dropout"
-        tiles = table[dropped if self.dropout.drops and dropped in table else kernel][self.padded_head]
+        masked = self.mask is not None or self.padding is not None
+        use = kernel + ("_dropout" if self.dropout.drops else "_masked" if masked else "")
+        tiles = table.get(use, table[kernel])[self.padded_head]
         heads = self.batch * (self.kv_heads if kernel == "keys" else self.heads)
 
         def programs(t: Tile) -> int:

@@ -1,6 +1,6 @@
 """Compiles the kernels of ``attend_step`` for a GPU that is not there: prints a JSON object a kernel.
 
-python tests/kernels/compile_attend.py sm90 some|all
+python tests/kernels/compile_attend.py some|all sm80 sm90 sm100 gfx942
 """
 
 import json
@@ -35,28 +35,29 @@ def calls(architecture: str, everything: bool):
     if everything:
         for head_dim in (16, 32, 64, 80, 128, 256):
             for dtype in (torch.bfloat16, torch.float16, torch.float32):
-                yield from ((head_dim, dtype, {"mask": m, "dropout": p}) for m in (None, (1, 1)) for p in (0.0, 0.1))
-        return
-    yield 64, torch.bfloat16, {"mask": None}
-    if architecture == "sm90":
+                options = ({"mask": mask, "dropout": p} for mask in (None, (1, 1)) for p in (0.0, 0.1))
+                yield from ((head_dim, dtype, {**chosen, "rotary": True}) for chosen in options)
+    if everything or architecture == "sm90":
         yield 128, torch.bfloat16, {"mask": None, "rotary": True}
         yield 64, torch.bfloat16, {"mask": (4, 1), "causal": False, "hidden": True}
-        yield 128, torch.bfloat16, {"mask": None, "dropout": 0.1}
+    yield 64, torch.bfloat16, {"mask": None}
 
 
-def main(architecture: str, what: str) -> None:
+def main(what: str, *architectures: str) -> None:
     seen = set()
-    for head_dim, dtype, options in calls(architecture, what == "all"):
-        call = attend_arguments(1024, 8 * head_dim, 8, dtype, **options)
-        forward, backward = launches_of_attend(*call, architecture, PROCESSORS[architecture])
-        for launch in forward + backward:
-            missing = tuple(argument is None for argument in launch.arguments)
-            key = (launch.kernel.__name__, dtype, missing, *sorted((k, str(v)) for k, v in launch.constants.items()))
-            if key not in seen and launch.kernel.__name__ in KERNELS:
-                seen.add(key)
-                used = resources(compile_for(launch, architecture))._asdict()
-                said = {"kernel": launch.kernel.__name__, "dtype": str(dtype), **launch.constants, **used}
-                print(json.dumps(said), flush=True)
+    for architecture in architectures:
+        for head_dim, dtype, options in calls(architecture, what == "all"):
+            call = attend_arguments(1024, 8 * head_dim, 8, dtype, **options)
+            forward, backward = launches_of_attend(*call, architecture, PROCESSORS[architecture])
+            for launch in forward + backward:
+                name, missing = launch.kernel.__name__, tuple(argument is None for argument in launch.arguments)
+                constants = sorted((k, str(v)) for k, v in launch.constants.items())
+                key = (architecture, name, dtype, missing, *constants)
+                if key not in seen and name in KERNELS:
+                    seen.add(key)
+                    used = resources(compile_for(launch, architecture))._asdict()
+                    said = {"architecture": architecture, "kernel": name, "dtype": str(dtype)}
+                    print(json.dumps({**said, **launch.constants, **used}), flush=True)
 
 
 if __name__ == "__main__":
