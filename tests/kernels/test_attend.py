@@ -2,6 +2,7 @@
 bits every time, launch no kernel that is not needed, and do with special values what the definition does.
 ``HYPOTHESIS_PROFILE=thorough`` runs every case of the operators' tests in every dtype."""
 
+import math
 import os
 
 import pytest
@@ -55,8 +56,15 @@ def test_many_tiles(device):
     assert all(torch.equal(first[name], again[name]) for name in first), "no sum depends on which program ends first"
 
 
+def is_small(call):
+    """Few programs: the interpreter takes tens of milliseconds for each tile of scores."""
+    tokens, keys = (call.tensors[name].shape[-2] for name in ("x", "context" if "context" in call.tensors else "x"))
+    tiles = (1 + tokens // 64) * (1 + keys // 64)
+    return math.prod(call.tensors["x"].shape[:-2]) * call.options["num_heads"] * tiles <= (100 if THOROUGH else 6)
+
+
 @few
-@given(call=attend_calls())
+@given(call=attend_calls().filter(is_small))
 def test_any_attend_step(device, call):
     check(call, "triton", device)
 
