@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reas
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 BY_NAME = {case.name: case for case in CASES if case.operator.__name__ == "attend_step"}
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
-SOME = [("everything", FLOAT32), ("cross", BFLOAT16), ("sequences", FLOAT16), ("learned-padding", FLOAT32)]
+SOME = [("everything", FLOAT32), ("cross", BFLOAT16), ("learned-padding", FLOAT16)]
 EVERY = [(name, dtype) for name in BY_NAME for dtype in (FLOAT32, BFLOAT16, FLOAT16)]
 few = settings(max_examples=2000 if THOROUGH else 2, suppress_health_check=list(HealthCheck))
 
@@ -36,15 +36,15 @@ def test_rule(name, dtype, device):
 # Two tiles of queries and of keys, borders of sequences inside them; what no other test has at once.
 TALL = {
     "x": Drawn((70, 24), role="x", layout="every other"),
-    "w_qkv": Drawn((4 * 12 + 2 * 2 * 12, 24), kind="fan", layout="inside"),
-    "b_qkv": Drawn((96,), layout="every other"),
-    "w_out": Drawn((24, 48), kind="fan", layout="transposed"),
+    "w_qkv": Drawn((48, 24), kind="fan", layout="inside"),
+    "b_qkv": Drawn((48,), layout="every other"),
+    "w_out": Drawn((24, 24), kind="fan", layout="transposed"),
     "b_out": Drawn((24,)),
     "norm_weight": Drawn((24,), role="scale", shift=1.0),
-    "attn_mask": Drawn((1, 4, 1, 70), role="x"),
+    "attn_mask": Drawn((1, 2, 1, 70), role="x"),
     "key_padding_mask": Drawn((70,), kind="blocked", role="x"),
 }
-OPTIONS = {"num_heads": 4, "num_kv_heads": 2, "causal": True, "placement": "post", "norm": "rms", "residual_scale": 1.5}
+OPTIONS = {"num_heads": 2, "num_kv_heads": 1, "causal": True, "placement": "post", "norm": "rms", "residual_scale": 1.5}
 OPTIONS |= {"dropout": 0.3, "seed": 11, "cu_seqlens": (0, 33, 34, 70)}
 
 
