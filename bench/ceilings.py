@@ -14,7 +14,7 @@ import math
 
 import torch
 
-from . import environment
+from . import environment, numbers
 from .timing import Budget, clock_for, measure
 
 _BUDGET = {"cpu": Budget(seconds=0.5, min_rounds=5), "cuda": Budget(seconds=0.5, min_rounds=10)}
@@ -31,11 +31,20 @@ def measure_ceilings(device: torch.device, dtypes: list[torch.dtype], seed: int)
     }
 
 
+def told(measured: dict[str, object]) -> str:
+    """In a line."""
+    gemm = (f"{dtype} {numbers.rate(rate['flops_per_s'])} TFLOP/s" for dtype, rate in measured["gemm"].items())
+    return ", ".join([f"copy {numbers.digits(measured['copy']['bytes_per_s'] / 1e9)} GB/s", *gemm])
+
+
 def better(first: dict[str, object], second: dict[str, object]) -> dict[str, object]:
-    """The higher of two measurements of each ceiling."""
+    """The higher of two measurements of each ceiling; a dtype may be in one of them alone."""
     gemm = {
-        dtype: max(rate, second["gemm"][dtype], key=lambda measured: measured["flops_per_s"])
-        for dtype, rate in first["gemm"].items()
+        dtype: max(
+            (measured["gemm"][dtype] for measured in (first, second) if dtype in measured["gemm"]),
+            key=lambda measured: measured["flops_per_s"],
+        )
+        for dtype in first["gemm"] | second["gemm"]
     }
     copy = max(first["copy"], second["copy"], key=lambda measured: measured["bytes_per_s"])
     return {"copy": copy, "gemm": gemm}

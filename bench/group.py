@@ -61,6 +61,10 @@ class Group:
     min_rounds: int | None = None  # instead of the budget's, where a call takes seconds
     bytes: int | None = None  # what must be read and written, where memory is the limit
 
+    @property
+    def name(self) -> str:
+        return f"{self.suite} {self.subject} {self.dtype} {self.direction}"
+
     def words(self, name: str) -> tuple[str, ...]:
         """What a filter sees of one measurement."""
         return (self.suite, self.subject, self.dtype, self.direction, name)

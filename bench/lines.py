@@ -1,4 +1,4 @@
-"""What a run prints where there is no terminal, or where rich is not installed: a table and a line as each group ends."""
+"""What a run prints where there is no terminal, or no rich: a table and a line as each group ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Lines:
         print(text, flush=True)
 
     def group(self, group: Group, names: Sequence[str]) -> None:
-        self._title = f"{group.suite} {group.subject} {group.dtype} {group.direction}"
+        self._title = group.name
         self._group_began = time.monotonic()
 
     def step(self, doing: str, share: float) -> None: ...

@@ -35,7 +35,7 @@ def layer_shapes(batch: int, length: int, width: int, hidden: int, heads: int) -
 def variant(
     shapes: Sequence[Shape], direction: str, dtype: torch.dtype, device: torch.device, turns: int = 1
 ) -> Variant:
-    """At their best: the operands stay where the call before left them, in the cache if they fit. `turns` as in Ready."""
+    """At their best: the operands stay where the last call left them, in the cache if they fit. `turns` as in Ready."""
 
     def prepare() -> Ready:
         generator = torch.Generator(device=device).manual_seed(0)

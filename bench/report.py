@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import importlib.util
+import json
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -39,9 +39,9 @@ half of the dtype's digits). A variant that fails has no time.</p>
 Times are medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's
 time divided by this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green
 or red when the 20th to 80th percentiles lie on one side of 1, grey when they do not.</p>
-<p>On a GPU, times are those of CUDA graph replays where all variants of a table could be captured, else of launches from
-Python between two CUDA events; the other of the two is in <code>results.json</code>. <em>ffn_step</em> and the row kernels
-have other copies of their tensors at each call there, three times the L2 cache together.</p>
+<p>On a GPU, times are those of CUDA graph replays where all variants of a table could be captured, else of launches
+from Python between two CUDA events; the other of the two is in <code>results.json</code>. <em>ffn_step</em> and the
+row kernels have other copies of their tensors at each call there, three times the L2 cache together.</p>
 <p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
 recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in
 this run. <em>bare products</em> are the layer's own matrix products with nothing between them; <em>of

@@ -2,7 +2,8 @@
 
 A document is a header (options, environment, ceilings) and rows, one for each variant of each group, each with the raw
 percentiles of its times. It is rewritten after every group through a temporary file and a rename, so what an
-interruption leaves behind are the finished rows. docs of each field: `ROW_FIELDS` and `HEADER_FIELDS`.
+interruption leaves behind are the finished rows. docs of each field: `ROW_FIELDS` and `HEADER_FIELDS`. While a group is
+measured its name is in `measuring`, so that what crashed or hung can be told from what was asked to stop.
 """
 
 from __future__ import annotations

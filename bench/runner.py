@@ -78,15 +78,23 @@ def remaining(jobs: Sequence[Job], rows: Sequence[Row], options: Options) -> lis
     return [job for job in jobs if any(key(_header(job.group, name, options)) not in there for name in job.names)]
 
 
+def given_up(job: Job, options: Options, reason: str) -> list[Row]:
+    """The rows of a job that is not to be tried."""
+    return [_header(job.group, name, options) | {"status": "failed", "reason": reason} for name in job.names]
+
+
 def run(jobs: Sequence[Job], options: Options, results: Results, progress: Progress) -> None:
     """Runs the jobs in order; each one's rows are in the results file when the next begins."""
     ceilings = results.document["ceilings"]
     gc.freeze()  # else each collection between groups goes through all that is imported
     try:
         for job in jobs:
+            results.document["measuring"] = job.group.name
+            results.write()
             progress.group(job.group, job.names)
             rows = run_group(job, options, progress)
             set_shares(rows, ceilings)
+            results.document["measuring"] = None
             results.add(rows)
             progress.done(job.group, rows)
             _be_sure_of(options.device)

@@ -28,6 +28,7 @@ __all__ = [
     "earlier",
     "make_folder",
     "plan",
+    "remaining",
     "run",
     "write_report",
 ]
@@ -82,7 +83,9 @@ def earlier(folder: Path, options: Options) -> dict[str, object]:
         different.append("it had other options")
     if different:
         raise UnwritableFolder(f"--out {folder}: a run that cannot be gone on with: {'; '.join(different)}")
-    return {name: document[name] for name in ("rows", "ceilings", "notes", "started", "seconds")}
+    kept = {name: document[name] for name in ("rows", "ceilings", "notes", "started", "seconds")}
+    # A run that could still write told that it was interrupted. This one crashed or hung, and would again.
+    return kept | ({"measuring": document.get("measuring")} if document["status"] == "running" else {})
 
 
 def plan(names: Sequence[str], options: Options) -> list[Job]:
@@ -111,6 +114,9 @@ def run(
         "notes": _notes(options),
     } | before
     results = Results(folder, header)
+    for job in runner.remaining(jobs, results.rows, options):
+        if job.group.name == before.get("measuring"):
+            results.add(runner.given_up(job, options, "the process that measured it before crashed or hung in it"))
     jobs = runner.remaining(jobs, results.rows, options)
     results.write()
     try:
@@ -118,6 +124,7 @@ def run(
             device = header["environment"]["device"]["name"]
             console.say(f"macaron_ops bench {' '.join(names)} on {device}, writing to {folder}/")
             first = results.document["ceilings"] = ceilings.measure_ceilings(options.device, dtypes, options.seed)
+            console.say(f"ceilings: {ceilings.told(first)}")
             results.write()
             runner.run(jobs, options, results, console)
             last = ceilings.measure_ceilings(options.device, dtypes, options.seed)
@@ -142,6 +149,11 @@ def write_report(document: dict[str, object], folder: Path, comparison: Comparis
     path = folder / "report.html"
     path.write_text(report.render(document, headlines.headlines(document), comparison))
     return path
+
+
+def remaining(jobs: Sequence[Job], before: dict[str, object], options: Options) -> list[Job]:
+    """The jobs that the run before did not finish."""
+    return runner.remaining(jobs, before.get("rows", ()), options)
 
 
 def _progress(jobs: Sequence[Job], options: Options) -> Lines:

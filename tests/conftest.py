@@ -22,7 +22,8 @@ settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
     needs = {
         "gpu": (GPU, "needs a CUDA device"),
         "inductor": (COMPILER, "needs a C++ compiler and Python.h for torch.compile"),
@@ -31,6 +32,11 @@ def pytest_collection_modifyitems(items):
         for marker, (there, reason) in needs.items():
             if not there and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if part := os.environ.get("MACARON_OPS_TEST_PART"):  # "3/8": the third of eight processes that share the tests
+        index, count = map(int, part.split("/"))
+        kept = items[index - 1 :: count]
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != index - 1])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
