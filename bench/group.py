@@ -110,11 +110,11 @@ def in_turn(readies: Sequence[Ready]) -> Ready:
     return Ready(lambda: next(calls)(), readies[0].forward, len(readies))
 
 
-def backend_names(options: Options) -> tuple[str, ...]:
+def backend_names(options: Options, operators: Sequence[str] = ()) -> tuple[str, ...]:
     """The backends of macaron_ops to measure: those asked for, else those that can run on the device.
 
-    Where more than one is fused, or the one lacks an operator, AUTO is among them: each operator on its best. The
-    reference is plain PyTorch and slow; a quick run has it only where there is nothing else.
+    Where more than one is fused, or the one lacks some of `operators`, AUTO is among them: each operator on its best.
+    The reference is plain PyTorch and slow; a quick run has it only where there is nothing else.
     """
     from macaron_ops.ops import dispatch
 
@@ -124,8 +124,8 @@ def backend_names(options: Options) -> tuple[str, ...]:
     usable = [row.name for row in dispatch.BACKENDS if dispatch.UNUSABLE[row.name] is None]
     here = [row.name for row in dispatch.BACKENDS if row.name in usable and device in (row.devices or (device,))]
     fused = [name for name in here if name != REFERENCE]
-    whole = len(fused) == 1 and set(dispatch.OPERATORS_OF[fused[0]]) == set(dispatch.OPERATORS)
-    names = [AUTO, *fused] if fused and not whole else fused
+    mixed = len(fused) > 1 or (fused and not set(operators) <= set(dispatch.OPERATORS_OF[fused[0]]))
+    names = [AUTO, *fused] if mixed else fused
     return tuple(names if fused and options.effort == "quick" else [*names, REFERENCE])
 
 

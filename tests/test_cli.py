@@ -119,6 +119,10 @@ def test_a_run_goes_on_where_it_stopped_and_only_if_nothing_changed(tmp_path, ca
     assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FINISHED
     assert results.load(tmp_path)["rows"] == kept
     assert "it had other options" in refused(capsys, *TINY_LAYERS, "--seed", "1", "--out", str(tmp_path), "--resume")
+    hung = part | {"status": "running", "measuring": "layers conformer-s float32 forward"}
+    (tmp_path / "results.json").write_text(json.dumps(hung))
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FAILED
+    assert all("crashed or hung in it" in row["reason"] for row in results.load(tmp_path)["rows"])
     part["environment"]["sources"] = "others"
     (tmp_path / "results.json").write_text(json.dumps(part))
     assert "sources was others, is" in refused(capsys, *TINY_LAYERS, "--out", str(tmp_path), "--resume")

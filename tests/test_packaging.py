@@ -73,6 +73,19 @@ def tree(tmp_path_factory):
     return tree
 
 
+def test_a_checkout_works_without_an_installation():
+    code = """
+import sys
+for hooks in (sys.meta_path, sys.path_hooks, sys.path):
+    hooks[:] = [hook for hook in hooks if "editable" not in repr(hook).lower()]
+sys.path.insert(0, sys.argv[1])
+import macaron_ops, macaron_ops.kernels, macaron_ops.bench.suites
+print(macaron_ops.kernels.__file__, macaron_ops.bench.__file__)
+"""
+    found = python("-c", code, ROOT, cwd=ROOT.parent).split()
+    assert found == [str(ROOT / room / "__init__.py") for room in ("kernels", "bench")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
     return build_wheel(tree, tmp_path_factory.mktemp("wheel"))

@@ -62,7 +62,7 @@ def variant_names(preset: Preset, direction: str, options: Options) -> tuple[str
     implementations = [EAGER]
     if options.compile and (options.effort != "quick" or preset.name in QUICK_COMPILES):
         implementations.append(COMPILED)
-    ours = [f"{OURS} {backend}" for backend in backend_names(options)]
+    ours = [f"{OURS} {backend}" for backend in backend_names(options, ("ffn_step", "attend_step"))]
     implementations += [*ours, *(f"{name} lean" for name in ours)] if direction == "forward+backward" else ours
     return *(f"{implementation} {scheme}" for implementation in implementations for scheme in SCHEMES), PRODUCTS
 

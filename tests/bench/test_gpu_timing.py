@@ -6,12 +6,14 @@ import types
 import pytest
 import torch
 
-from macaron_ops.bench import ceilings, group, results, runner, timing
+import macaron_ops
+from macaron_ops.bench import ceilings, compile_ahead, group, results, runner, timing
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import ops
 
 CUDA = Options(device=torch.device("cuda"), dtype_names=("bfloat16",), compile=False, backends=("triton",))
 L2 = 1 << 20
+TRITON = macaron_ops.backends()["triton"]
 CEILINGS = {"gemm": {"bfloat16": {"flops_per_s": 1e12}}, "copy": {"bytes_per_s": 1e9}}
 
 
@@ -145,6 +147,26 @@ def test_every_call_has_other_memory_and_the_same_result(monkeypatch):
     for again in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], again, strict=True))
     eager.check(found[1])
+
+
+@pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
+@pytest.mark.parametrize("direction", ["forward", "forward+backward"])
+def test_the_layer_norm_of_the_kernels_is_a_variant_that_is_checked(direction):
+    """In the interpreter where there is no GPU, like all of the kernels' tests."""
+    options = Options(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    (ours,) = ops._build(ops.norm_case(5, 1), torch.float32, direction, options, ["macaron_ops triton"])
+    assert ours.check(ours.prepare().call())["error"] > 0
+
+
+def test_what_is_compiled_is_shared_among_processes(tiny, capsys):
+    arguments = ["bench", "layers", "--device", "cpu", "--dtype", "float32", "--backend", "native", "--no-compile"]
+    said = []
+    for part in ("1/2", "2/2"):
+        compile_ahead.main(part, arguments)
+        said.append(capsys.readouterr().out.splitlines())
+    assert [len(lines) for lines in said] == [3, 3]  # two schemes, forward alone and with the backward, fast and lean
+    assert len({line for lines in said for line in lines}) == 6
+    assert all("layers tiny float32" in line and "macaron_ops native" in line for lines in said for line in lines)
 
 
 def test_what_a_gpu_is_measured_at_is_what_the_goals_ask_for(gpu):

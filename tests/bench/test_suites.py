@@ -69,13 +69,22 @@ def backends_are_usable(monkeypatch, *names):
         (("native", "reference"), "normal", "cpu", ("native", "reference")),
         (("reference",), "quick", "cpu", ("reference",)),
         (("triton", "native", "reference"), "normal", "cpu", ("native", "reference")),
-        (("triton", "native", "reference"), "quick", "cuda", ("auto", "triton")),
+        (("triton", "native", "reference"), "quick", "cuda", ("triton",)),
         (("cuda", "triton", "reference"), "full", "cuda", ("auto", "cuda", "triton", "reference")),
     ],
 )
 def test_backends_are_those_of_the_device_and_the_reference_is_last(monkeypatch, usable, effort, device, names):
     backends_are_usable(monkeypatch, *usable)
     assert group.backend_names(Options(device=torch.device(device), effort=effort)) == names
+
+
+def test_layers_have_each_operator_on_its_best_where_one_backend_has_not_all(monkeypatch):
+    backends_are_usable(monkeypatch, "triton", "reference")
+    cuda = Options(device=torch.device("cuda"), effort="quick")
+    monkeypatch.setitem(dispatch.OPERATORS_OF, "triton", ("ffn_step", "normalize_step"))
+    assert group.backend_names(cuda, ("ffn_step", "attend_step")) == ("auto", "triton")
+    monkeypatch.setitem(dispatch.OPERATORS_OF, "triton", dispatch.OPERATORS)
+    assert group.backend_names(cuda, ("ffn_step", "attend_step")) == ("triton",)
 
 
 def test_a_backend_asked_for_that_cannot_run_is_unavailable(monkeypatch, tiny, tmp_path, measured):
