@@ -177,7 +177,7 @@ def _notes(options: Options) -> list[str]:
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")
     load = environment.load_average()
-    if load and load > 0.5:
+    if load and load > 0.5 and options.device.type == "cpu":  # a GPU's times are not the host's
         notes.append(f"When the run began, {load:.1f} other programs were running: expect wide percentiles.")
     if options.filters:
         notes.append(f"Only measurements that match {', '.join(options.filters)} were taken, and their denominators.")

@@ -22,7 +22,8 @@ STATES = (*FINAL, CUT, HUNG, CRASHED, SKIPPED, LEFT_OUT)
 
 @dataclass(frozen=True)
 class Record:
-    """`environment` is that of bench.environment with a digest of the tests; `seconds` over all calls."""
+    """`environment` is that of bench.environment with a digest of the tests; `seconds` over all calls; in `command` DIR
+    stands for the step's folder, so that the folder can move."""
 
     step: str
     status: str
@@ -50,6 +51,12 @@ def load(folder: Path) -> Record | None:
         return Record(**json.loads((folder / FILE_NAME).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def holds(found: Record, here: dict[str, object]) -> bool:
+    """Whether it is of this device and software; what was not done holds always."""
+    versions = {name: version for name, version in found.environment.get("versions", {}).items() if name != "tests"}
+    return not found.environment or not environment.differences(here, found.environment | {"versions": versions})
 
 
 def surroundings(step: Step, here: dict[str, object]) -> dict[str, object]:

@@ -8,6 +8,7 @@ with other versions or other code.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -48,10 +49,19 @@ def run(
             say(f"[{index + 1}/{len(chosen)}] {step.name}: {step.about} (about {step.seconds} s{spare})")
             found.append(_step(step, folder / "steps" / step.name, here, left, clock, say))
             say(f"      {found[-1].status}{': ' * bool(found[-1].reason)}{found[-1].reason}")
-            summary.write(folder, found, here)
+            summary.write(folder, _all(folder, found, here), here)
     finally:
-        summary.write(folder, found, here, report=True)
+        summary.write(folder, _all(folder, found, here), here, report=True)
     return found
+
+
+def _all(folder: Path, found: Sequence[Record], here: dict[str, object]) -> list[Record]:
+    """With what other calls left that still holds, in the order of the steps."""
+    there = [record.load(path) for path in sorted(folder.joinpath("steps").glob("*"))]
+    every = {each.step: each for each in there if each and record.holds(each, here)}
+    every |= {each.step: each for each in found}
+    order = [step.name for step in steps.STEPS]
+    return sorted(every.values(), key=lambda each: order.index(each.step) if each.step in order else len(order))
 
 
 def _step(
@@ -59,7 +69,7 @@ def _step(
 ) -> Record:
     """Does what of a step is not there yet, and records it."""
     folder.mkdir(parents=True, exist_ok=True)
-    now, command = record.surroundings(step, here), step.command(folder)
+    now, command = record.surroundings(step, here), step.command(Path("DIR"))
     old = record.load(folder)
     if old and old.environment and (why := old.why_old(command, now)):
         say(f"      again, for what is there no longer holds: {why}")
@@ -125,6 +135,7 @@ def _rows(folder: Path) -> int:
 def _process(command: Sequence[str], log: Path, limit: float) -> int | None:
     """The exit code of a process with its own group, whose output goes to the log; None where it had to be stopped."""
     with log.open("a") as output:
+        print(f"$ {shlex.join(command)}", file=output, flush=True)
         process = subprocess.Popen(
             command,
             cwd=steps.CHECKOUT,

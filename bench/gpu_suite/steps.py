@@ -124,7 +124,7 @@ STEPS = (
         seconds=60,
         least=30,
         limit=600,
-        command=lambda folder: [str(CHECKOUT / "tools" / "build_native.py")],
+        command=lambda folder: [str(Path("tools", "build_native.py"))],
         why_not=_why_no_build,
     ),
 )

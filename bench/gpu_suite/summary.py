@@ -63,7 +63,7 @@ def gather(
         "device": here["device"],
         "environment": here,
         "steps": [asdict(each) for each in records],
-        "tests": _tests(folder),
+        "tests": _tests(folder, records),
         "ceilings": document and document["ceilings"],
         "goals": goals.told(document) if document else [],
         "headlines": headlines.headlines(document) if document else [],
@@ -77,7 +77,7 @@ def text(told: dict[str, object]) -> str:
     device, versions = told["device"], told["environment"]["versions"]
     about = [device["name"], *(f"{name} {device[name]}" for name in ("driver", "cuda") if device.get(name))]
     about += [f"{name} {versions[name]}" for name in ("torch", "triton") if versions.get(name)]
-    about += [f"commit {told['environment']['commit']}", f"sources {told['environment']['sources']}"]
+    about += [f"{name} {told['environment'][name]}" for name in ("commit", "sources") if told["environment"][name]]
     parts = ["# macaron-ops gpu-suite", ", ".join(about), _table(told["steps"])]
     if told["ceilings"]:
         parts.append(f"Ceilings: {ceilings.told(told['ceilings'])}" + _clocks(told["ceilings"]))
@@ -103,9 +103,9 @@ def _results(folder: Path, each: Record) -> Path:
     return folder / "steps" / each.step / results.FILE_NAME
 
 
-def _tests(folder: Path) -> dict[str, object] | None:
-    path = folder / "steps" / "tests" / gpu_tests.FILE_NAME
-    return json.loads(path.read_text()) if path.exists() else None
+def _tests(folder: Path, records: Sequence[Record]) -> dict[str, object] | None:
+    paths = (folder / "steps" / each.step / gpu_tests.FILE_NAME for each in records)
+    return next((json.loads(path.read_text()) for path in paths if path.exists()), None)
 
 
 def _refused(document: dict[str, object]) -> list[str]:

@@ -107,6 +107,28 @@ def test_other_tests_are_run_again_and_nothing_else_is(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "steps" / "tests" / "record.json").read_text())["environment"]["versions"]["tests"]
 
 
+def test_what_another_call_left_stays_in_the_summary_while_it_holds(tmp_path, monkeypatch, make_document, make_row):
+    first = step(
+        "first", f"pathlib.Path(sys.argv[1], 'results.json').write_text({json.dumps(make_document(make_row()))!r})"
+    )
+    do(tmp_path, first)
+    do(tmp_path, step("second"))
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert {each["step"] for each in told["steps"]} == {"first", "second"}
+    assert len(results.load(tmp_path)["rows"]) == 1
+    monkeypatch.setattr(environment, "sources", lambda: "other")
+    do(tmp_path, step("second"))
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert [each["step"] for each in told["steps"]] == ["second"] and told["to_commit"] is None
+
+
+def test_the_folder_can_move(tmp_path):
+    do(tmp_path / "here", step("one"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    do(tmp_path / "there", step("one"))
+    assert times_run(tmp_path / "there", "one") == 1
+
+
 class Clock:
     """Each question is a second later."""
 
