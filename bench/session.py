@@ -33,6 +33,7 @@ __all__ = [
     "write_report",
 ]
 
+REPORT = "report.html"
 UNSTEADY = 0.1  # a relative difference of the two measurements of a ceiling that a reader should know of
 
 
@@ -146,7 +147,7 @@ def write_report(document: dict[str, object], folder: Path, comparison: Comparis
         from . import plots
 
         plots.write_all(document, folder / "plots")
-    path = folder / "report.html"
+    path = folder / REPORT
     path.write_text(report.render(document, headlines.headlines(document), comparison))
     return path
 

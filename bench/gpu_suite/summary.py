@@ -26,6 +26,9 @@ def write(folder: Path, records: Sequence[Record], here: dict[str, object], repo
         _replace(folder / results.FILE_NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
         if report:
             session.write_report(document, folder)
+    else:
+        for name in (results.FILE_NAME, session.REPORT):
+            (folder / name).unlink(missing_ok=True)
     told = gather(folder, records, here, document)
     _replace(folder / "summary.json", json.dumps(told, indent=1) + "\n")
     _replace(folder / "summary.md", text(told) + "\n")

@@ -67,10 +67,14 @@ def test_one_that_fails_crashes_or_hangs_stops_no_other(tmp_path):
 
 
 def test_what_a_step_started_ends_with_it(tmp_path):
-    started = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
+    started = """
+import subprocess, time
+pathlib.Path(sys.argv[1], 'pid').write_text(str(subprocess.Popen(['sleep', '60']).pid))
+time.sleep(60)
+"""
     (found,) = do(tmp_path, step("parent", started, limit=2))
     assert found.status == "hung"
-    pid = (tmp_path / "steps" / "parent" / "log.txt").read_text().splitlines()[0]
+    pid = (tmp_path / "steps" / "parent" / "pid").read_text()
     state = Path("/proc", pid, "stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
@@ -108,9 +112,8 @@ def test_other_tests_are_run_again_and_nothing_else_is(tmp_path, monkeypatch):
 
 
 def test_what_another_call_left_stays_in_the_summary_while_it_holds(tmp_path, monkeypatch, make_document, make_row):
-    first = step(
-        "first", f"pathlib.Path(sys.argv[1], 'results.json').write_text({json.dumps(make_document(make_row()))!r})"
-    )
+    document = json.dumps(make_document(make_row()))
+    first = step("first", f"pathlib.Path(sys.argv[1], 'results.json').write_text({document!r})")
     do(tmp_path, first)
     do(tmp_path, step("second"))
     told = json.loads((tmp_path / "summary.json").read_text())
@@ -120,6 +123,7 @@ def test_what_another_call_left_stays_in_the_summary_while_it_holds(tmp_path, mo
     do(tmp_path, step("second"))
     told = json.loads((tmp_path / "summary.json").read_text())
     assert [each["step"] for each in told["steps"]] == ["second"] and told["to_commit"] is None
+    assert not (tmp_path / "results.json").exists() and not (tmp_path / "report.html").exists()
 
 
 def test_the_folder_can_move(tmp_path):
