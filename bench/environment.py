@@ -27,14 +27,14 @@ def record(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _DISTRIBUTIONS},
         "commit": commit(),
-        "sources": sources(),
+        "sources": sources(device),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "backends": _backends(),
     }
 
 
 # What must be equal in two runs' records for one to go on where the other stopped.
-_SAME = ("device_type", "threads", "python", "versions", "sources", "matmul_precision", "backends")
+_SAME = ("device_type", "threads", "python", "versions", "sources", "matmul_precision")
 _SAME_DEVICE = ("name", "driver", "cuda", "multiprocessors", "memory_bytes")
 
 
@@ -46,15 +46,17 @@ def differences(record: dict[str, object], other: dict[str, object]) -> list[str
     return [f"{name} was {was}, is {now}" for name, now, was in pairs if now != was]
 
 
-def sources() -> str:
-    """A digest of the package's code, which also tells apart what no commit has, or a checkout without git."""
+def sources(device: torch.device) -> str:
+    """A digest of the package's code, with the native library where that runs, which also tells apart what no commit
+    has, or a checkout without git."""
     import macaron_ops
     from macaron_ops import kernels, native
 
     digest = hashlib.sha256()
     folders = (Path(macaron_ops.__file__).parent, Path(kernels.__file__).parent, _PACKAGE)
     files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
-    files |= {path for path in (native.library(),) if path}
+    if device.type == "cpu" and native.library():
+        files.add(native.library())
     for path in sorted(files):
         digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

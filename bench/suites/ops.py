@@ -332,13 +332,14 @@ def _bytes(case: Case, dtype: str, direction: str) -> int | None:
 
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
     """Random tensors rounded to `dtype`; x of an operator on the sphere has rows of length one."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed)
     inputs = {}
     for name, shape in case.tensors.items():
-        values = (
-            torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
-        )
-        inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(device, dtype)
+        if name in "xu":
+            values = torch.randn(shape, generator=generator, device=device)
+        else:
+            values = eager.random_parameter(name, shape, generator)
+        inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(dtype)
     if case.shape.get("activation") == "relu":
         names = ("x", "w_in", "b_in", "norm_weight", "norm_bias")
         inputs["b_in"] += eager.kink_shift(*(inputs[name].double() for name in names)).to(dtype)
@@ -350,8 +351,8 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
     backward = direction != "forward"
     for tensor in inputs.values():
         tensor.requires_grad_(backward)
-    generator = torch.Generator().manual_seed(options.seed + 1)
-    grad = torch.randn(case.tensors["x"], generator=generator).to(options.device, dtype)
+    generator = torch.Generator(device=options.device).manual_seed(options.seed + 1)
+    grad = torch.randn(case.tensors["x"], generator=generator, device=options.device).to(dtype)
     nbytes = sum(tensor.nbytes for tensor in inputs.values())
     sets = [(inputs, grad)] + [
         _copy(inputs, grad) for _ in range(copies(nbytes, options.device) - 1 if case.cold else 0)

@@ -91,7 +91,7 @@ def test_a_second_call_goes_on(tmp_path):
 def test_what_no_longer_holds_is_done_again(changed, tmp_path, monkeypatch):
     (before,) = do(tmp_path, step("one"))
     if changed == "code":
-        monkeypatch.setattr(environment, "sources", lambda: "other")
+        monkeypatch.setattr(environment, "sources", lambda device: "other")
     elif changed == "device":
         monkeypatch.setattr(environment, "_cpu", lambda: {"name": "another"})
     (tmp_path / "steps" / "one" / "old").write_text("")
@@ -111,6 +111,18 @@ def test_other_tests_are_run_again_and_nothing_else_is(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "steps" / "tests" / "record.json").read_text())["environment"]["versions"]["tests"]
 
 
+def test_building_the_cpu_kernels_makes_nothing_of_a_gpu_old(tmp_path, monkeypatch):
+    from macaron_ops import native
+
+    library = tmp_path / "library.so"
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(native, "library", lambda: None)
+    before = {device: environment.sources(device) for device in (CPU, cuda)}
+    library.write_text("built")
+    monkeypatch.setattr(native, "library", lambda: library)
+    assert environment.sources(cuda) == before[cuda] and environment.sources(CPU) != before[CPU]
+
+
 def test_what_another_call_left_stays_in_the_summary_while_it_holds(tmp_path, monkeypatch, make_document, make_row):
     document = json.dumps(make_document(make_row()))
     first = step("first", f"pathlib.Path(sys.argv[1], 'results.json').write_text({document!r})")
@@ -119,7 +131,7 @@ def test_what_another_call_left_stays_in_the_summary_while_it_holds(tmp_path, mo
     told = json.loads((tmp_path / "summary.json").read_text())
     assert {each["step"] for each in told["steps"]} == {"first", "second"}
     assert len(results.load(tmp_path)["rows"]) == 1
-    monkeypatch.setattr(environment, "sources", lambda: "other")
+    monkeypatch.setattr(environment, "sources", lambda device: "other")
     do(tmp_path, step("second"))
     told = json.loads((tmp_path / "summary.json").read_text())
     assert [each["step"] for each in told["steps"]] == ["second"] and told["to_commit"] is None
