@@ -1,6 +1,7 @@
 """Claim: on a GPU a group is timed in one way, by CUDA graphs where all of it can be captured; small tensors come from
 memory and not from a cache; a lost device ends the run with its rows written. On a GPU of fakes."""
 
+import contextlib
 import types
 
 import pytest
@@ -121,6 +122,44 @@ def test_a_lost_device_ends_the_run_after_its_rows_are_written(gpu, tmp_path, mo
     with pytest.raises(runner.DeviceLost, match="illegal memory access"):
         run(tmp_path, variant("eager"))
     assert len(results.load(tmp_path)["rows"]) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_capture_holds_every_turn_and_leaves_the_stream_as_it_was(fails, monkeypatch):
+    """Where the end of a capture fails, torch stays on the capture's stream."""
+    calls, streams, alive = [], ["default"], []
+
+    class Stream(contextlib.nullcontext):
+        def wait_stream(self, other): ...
+
+    @contextlib.contextmanager
+    def graph(made, stream):
+        streams.append("capture")
+        before = len(calls)
+        yield
+        alive.extend(calls[before:])
+        if fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        streams.append("default")
+
+    for name, fake in {
+        "device": lambda device: contextlib.nullcontext(),
+        "Stream": Stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": Stream,
+        "set_stream": lambda stream: streams.append("default"),
+        "CUDAGraph": lambda: types.SimpleNamespace(replay="replay"),
+        "graph": graph,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+
+    def call():
+        calls.append(object())
+        return calls[-1]
+
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        assert timing.replay(call, torch.device("cuda"), calls=5) == "replay"
+    assert len(alive) == 5 and len(calls) == 8 and streams[-1] == "default"
 
 
 def test_sets_of_tensors_fill_three_caches(gpu):
