@@ -54,7 +54,7 @@ _MODEL = ("model", "MiniLM-L6 *")
 # On a GPU, in bfloat16 over 16,384 tokens; the bounds are for an H100.
 _MANY_TOKENS = {"of": WORST, "tokens": 16384}
 _WIDE, _CONFORMERS = "ffn_step wmt-big*", "ffn_step conformer-*"
-_ROWS = ("normalize_step", "layer norm")
+_ROWS = ("normalize_step", "layer_norm")
 _SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
 
 

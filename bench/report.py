@@ -43,9 +43,10 @@ or red when the 20th to 80th percentiles lie on one side of 1, grey when they do
 from Python between two CUDA events; the other of the two is in <code>results.json</code>. <em>ffn_step</em> and the
 row kernels have other copies of their tensors at each call there, three times the L2 cache together.</p>
 <p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
-recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in
-this run. <em>bare products</em> are the layer's own matrix products with nothing between them; <em>of
-products</em> is their time divided by this variant's: 100% where everything else is free.</p>
+recomputes. <em>of ceiling</em> divides it by the rate of a large square matrix product in the same dtype, measured in
+this run; of row kernels it is the share of the copy bandwidth, counting what must be read or written once. <em>bare
+products</em> are the layer's own matrix products with nothing between them; <em>of products</em> is their time divided
+by this variant's: 100% where everything else is free.</p>
 <p><em>peak MiB</em> is the high-water mark of torch's allocator during one call above its inputs and parameters;
 <em>activ. MiB</em> is the same without what the call returns, its output and gradients; <em>kept MiB</em> is what
 the forward leaves behind for the backward, its output included. Native kernels also have scratch memory outside that

@@ -107,7 +107,8 @@ class DeviceLost(RuntimeError):
 
 
 def _be_sure_of(device: torch.device) -> None:
-    """After an illegal access every call of CUDA fails with its error, until the process ends."""
+    """After an illegal access every call of CUDA fails, after a capture that failed torch's allocator does, until the
+    process ends."""
     if device.type != "cuda":
         return
     try:

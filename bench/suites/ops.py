@@ -214,7 +214,7 @@ def normalize_rows_case(rows: int, megabytes: int) -> Case:
 def norm_case(rows: int, megabytes: int) -> Case:
     """The layer norm that stands around a wide FFN, as rows of its own."""
     return Case(
-        f"layer norm {megabytes} MB",
+        f"layer_norm {megabytes} MB",
         {"batch": 1, "length": rows, "width": _ROW},
         {"x": (1, rows, _ROW), "norm_weight": (_ROW,), "norm_bias": (_ROW,)},
         lambda x, norm_weight, norm_bias: F.layer_norm(x, (_ROW,), norm_weight, norm_bias),

@@ -79,17 +79,17 @@ def test_memory_is_at_most_its_bound(judge, make_row):
 
 
 def test_a_share_of_the_copy_bandwidth_and_a_speed_as_launched(judge, make_row):
-    where = ("ops", "layer norm ??* MB", "float32", "forward")
+    where = ("ops", "layer_norm ??* MB", "float32", "forward")
     goal = Goal("rows", where, "macaron_ops native", None, 0.9, goals.COPY, of=goals.WORST)
     rows = [
-        make_row("macaron_ops native", subject=f"layer norm {size} MB", extra={"share_of_copy": share}, **FFN)
+        make_row("macaron_ops native", subject=f"layer_norm {size} MB", extra={"share_of_copy": share}, **FFN)
         for size, share in ((1, 0.2), (64, 0.93), (256, 0.88))
     ]
     (finding,) = judge(goal, *rows)
     assert (finding.figure, finding.met) == (0.88, False)  # one megabyte is not asked for
     assert finding.cells()[1:5] == (
         "worst share of copy bandwidth",
-        "88% (88% layer norm 256 MB to 93% layer norm 64 MB, 2 in all)",
+        "88% (88% layer_norm 256 MB to 93% layer_norm 64 MB, 2 in all)",
         "at least 90%",
         "missed",
     )

@@ -215,7 +215,7 @@ def test_what_a_gpu_is_measured_at_is_what_the_goals_ask_for(gpu):
         each = found[f"ffn_step {subject}", "forward"]
         assert each.tokens == 16384 and each.names == ("eager", "macaron_ops triton", "bare products")
     assert found["ffn_step wmt-big F=4096", "forward"].shape["hidden"] == 4096
-    for kernel, passes in (("normalize_step", (3, 8)), ("layer norm", (2, 5))):
+    for kernel, passes in (("normalize_step", (3, 8)), ("layer_norm", (2, 5))):
         for megabytes in (1, 64, 256):
             for direction, count in zip(("forward", "forward+backward"), passes, strict=True):
                 each = found[f"{kernel} {megabytes} MB", direction]
