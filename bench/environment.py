@@ -47,14 +47,15 @@ def differences(record: dict[str, object], other: dict[str, object]) -> list[str
 
 
 def sources(device: torch.device) -> str:
-    """A digest of the package's code, with the native library where that runs, which also tells apart what no commit
-    has, or a checkout without git."""
+    """A digest of the package's code and the kernels' tables, with the native library where that runs: it also tells
+    apart what no commit has, or checkouts without git."""
     import macaron_ops
     from macaron_ops import kernels, native
 
     digest = hashlib.sha256()
     folders = (Path(macaron_ops.__file__).parent, Path(kernels.__file__).parent, _PACKAGE)
     files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
+    files |= set(folders[1].rglob("*.json"))
     if device.type == "cpu" and native.library():
         files.add(native.library())
     for path in sorted(files):
