@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import __version__
+from . import __version__, gpu_suite
 
 FINISHED, FAILED, USAGE, REGRESSED, LOST, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -70,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import gpu_suite
-
     top = _Parser(
         prog="macaron-ops",
         description="Transformer layers as operator splittings: measure them, look inside them, see what runs here.",
@@ -81,11 +79,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_bench(commands)
     _add_profile(commands)
-    gpu_suite.add(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, built and usable here, and why not", description=_doctor.__doc__
     )
     doctor.set_defaults(run=_doctor)
+    gpu_suite.add(commands)
     return top
 
 
