@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def _in_bfloat16(suite: str, backend: str | None, *filters: str) -> Callable[[Pa
 def _why_no_tests() -> str | None:
     if not CHECKOUT.joinpath("tests", "conftest.py").exists():
         return "this is not a checkout: there are no tests"
-    missing = [name for name in ("pytest", "hypothesis") if not _installed(name)]
+    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
@@ -59,12 +60,6 @@ def _why_no_build() -> str | None:
     if not CHECKOUT.joinpath("tools", "build_native.py").exists():
         return "this is not a checkout: there is nothing to build"
     return "it is built" if native.library() and not native.newer_sources() else None
-
-
-def _installed(name: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(name) is not None
 
 
 STEPS = (
