@@ -30,7 +30,9 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"], ["gpu-suite"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"], ["gpu-suite"]]
+)
 def test_every_command_has_help(arguments, capsys):
     with pytest.raises(SystemExit) as exit_code:
         cli.main([*arguments, "--help"])

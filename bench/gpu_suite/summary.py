@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .. import ceilings, goals, headlines, results, runner, session
+from .. import ceilings, goals, headlines, numbers, results, runner, session, table
+from ..group import COMPILED, EAGER, OURS, PRODUCTS
 from ..lines import aligned
+from ..results import Row
 from . import gpu_tests, record
 from .record import Record
 
@@ -70,6 +72,7 @@ def gather(
         "ceilings": document and document["ceilings"],
         "goals": goals.told(document) if document else [],
         "headlines": headlines.headlines(document) if document else [],
+        "measured": _measured(document["rows"]) if document else [],
         "refused_captures": _refused(document) if document else [],
         "to_commit": f"bench/results/{_name(here)}" if document and document["rows"] else None,
     }
@@ -86,6 +89,8 @@ def text(told: dict[str, object]) -> str:
         parts.append(f"Ceilings: {ceilings.told(told['ceilings'])}" + _clocks(told["ceilings"]))
     if told["tests"]:
         parts.append(_told_tests(told["tests"]))
+    if told["measured"]:
+        parts.append("## Measured\n\n" + "\n".join(f"    {line}" for line in aligned([_COLUMNS, *told["measured"]])))
     for title in ("goals", "headlines"):
         if told[title]:
             parts.append(f"## {title.capitalize()}\n\n" + "\n".join(f"- {line}" for line in told[title]))
@@ -95,6 +100,32 @@ def text(told: dict[str, object]) -> str:
     if told["to_commit"]:
         parts.append(f"To keep: cp {results.FILE_NAME} {told['to_commit']}")
     return "\n\n".join(parts)
+
+
+_COLUMNS = ("measured", "time", f"over {EAGER}", f"over {COMPILED}", "of products", "of ceiling")
+
+
+def _measured(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Of each variant of ours: its time, its speed over the others of its group, its shares."""
+    return [
+        _cells(row, {other["variant"]: other["time"]["median"] for other in section if other["status"] == "ok"})
+        for section in table.sections(rows)
+        for row in section
+        if row["variant"].startswith(OURS) and row["status"] == "ok"
+    ]
+
+
+def _cells(row: Row, times: dict[str, float]) -> tuple[str, ...]:
+    """Layers are held against the first of their kind, the Lie-Trotter layer."""
+    mine = row["time"]["median"]
+    over = (next((time for name, time in times.items() if name.startswith(kind)), None) for kind in (EAGER, COMPILED))
+    return (
+        f"{row['subject']}, {row['pass']}, {row['dtype']}: {row['variant'].removeprefix(OURS).strip()}",
+        numbers.seconds(mine),
+        *(numbers.times(time / mine) if time else "-" for time in over),
+        numbers.share(times[PRODUCTS] / mine if PRODUCTS in times else None),
+        numbers.share(row["share_of_gemm"] or row["extra"].get("share_of_copy")),
+    )
 
 
 def exit_code(records: Sequence[Record]) -> int:
