@@ -8,17 +8,18 @@ The two counts are the same on every machine with the same Python, busy or not, 
 recorded, planned for an H100, and not started. What is counted there is exactly the Python over the bare launches.
 The backend `native` computes, at sizes where that takes no time.
 
-    python -m macaron_ops.bench.host
+    TRITON_INTERPRET=1 python -m macaron_ops.bench.host
+
+The variable lets the table of backends choose Triton without a GPU. `tests/bench/test_host.py` holds the counts.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 Call = Callable[[], object]
@@ -85,13 +86,12 @@ def cases() -> dict[str, Call]:
 
     from macaron_ops import attend_step, ffn_step, normalize_step
 
-    def ffn(width, trained, tokens=8, **options):
-        x, w_in, b_in, w_out, b_out, *affine = (
+    def ffn(width, trained):
+        x, w_in, b_in, w_out, b_out, weight, bias = (
             torch.randn(shape).requires_grad_(trained)
-            for shape in ((tokens, width), (width, width), (width,), (width, width), (width,), (width,), (width,))
+            for shape in ((8, width), (width, width), (width,), (width, width), (width,), (width,), (width,))
         )
-        affine = dict(zip(("norm_weight", "norm_bias"), affine, strict=True))
-        return lambda: ffn_step(x, w_in, b_in, w_out, b_out, activation="gelu", **affine, **options)
+        return lambda: ffn_step(x, w_in, b_in, w_out, b_out, norm_weight=weight, norm_bias=bias, activation="gelu")
 
     def attend(width, trained):
         x, w_qkv, b_qkv, w_out, b_out = (
@@ -100,43 +100,37 @@ def cases() -> dict[str, Call]:
         )
         return lambda: attend_step(x, w_qkv, b_qkv, w_out, b_out, 2)
 
-    x, u = torch.randn(2, 8, 16)
-    trained = x.clone().requires_grad_()
+    def normalize(trained):
+        x, u = (torch.randn(8, 16).requires_grad_(trained) for _ in range(2))
+        return lambda: normalize_step(x, u, 0.1)
+
     return {
-        "ffn_step, one kernel": ffn(16, False),
-        "ffn_step, one kernel, with a gradient to come": ffn(16, True),
-        "ffn_step, three kernels": ffn(96, False),
-        "ffn_step, three kernels, with a gradient to come": ffn(96, True),
-        "normalize_step": lambda: normalize_step(x, u, 0.1),
-        "normalize_step, with a gradient to come": lambda: normalize_step(trained, u, 0.1),
-        "attend_step": attend(16, False),
-        "attend_step, with a gradient to come": attend(16, True),
+        f"{name}, {gradient}": make(trained)
+        for name, make in {
+            "ffn_step, D=16": lambda trained: ffn(16, trained),
+            "ffn_step, D=96": lambda trained: ffn(96, trained),
+            "normalize_step": normalize,
+            "attend_step": lambda trained: attend(16, trained),
+        }.items()
+        for gradient, trained in {"no gradient": False, "a gradient to come": True}.items()
     }
 
 
-def measured(backend: str) -> dict[str, tuple[Cost, float]]:
-    """The cost of every case that a backend has; Triton's launches are not started."""
+@contextmanager
+def calls(backend: str) -> Iterator[dict[str, Call]]:
+    """The cases that a backend has, inside a region where they run on it; Triton's launches are not started."""
     import macaron_ops
 
-    def no_start():
-        if backend != "triton":
-            return nullcontext()
-        from macaron_ops.kernels.device import recording
+    operators = macaron_ops.backends()[backend].operators
+    with macaron_ops.use_backend(backend), ExitStack() as stack:
+        if backend == "triton":
+            from macaron_ops.kernels.device import recording
 
-        return recording("sm90", 132)
-
-    found = {}
-    with macaron_ops.use_backend(backend), no_start() as launches:
-        for name, call in cases().items():
-            if name.split(",")[0] in macaron_ops.backends()[backend].operators:
-                found[name] = Cost.of(call), microseconds(call)
-            if launches is not None:
-                launches.clear()
-    return found
+            stack.enter_context(recording("sm90", 132))
+        yield {name: call for name, call in cases().items() if name.split(",")[0] in operators}
 
 
 def main() -> None:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # or Triton's row of the table declines the CPU
     import torch
 
     import macaron_ops
@@ -147,9 +141,11 @@ def main() -> None:
         if not status.usable:
             print(f"{backend}: {status.reason}")
             continue
-        print(f"{backend:55} calls  bytecodes     us")
-        for name, (cost, time_) in measured(backend).items():
-            print(f"  {name:53} {cost.calls:5}  {cost.bytecodes:9}  {time_:5.1f}")
+        print(f"{backend:40} calls  bytecodes     us")
+        with calls(backend) as those:
+            for name, call in those.items():
+                cost = Cost.of(call)
+                print(f"  {name:38} {cost.calls:5}  {cost.bytecodes:9}  {microseconds(call):5.1f}")
 
 
 if __name__ == "__main__":

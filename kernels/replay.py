@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .device import Launch, launch, recording, target
+from .device import Launch, Start, recording, target
 from .product import precision
 
 __all__ = ["Recorded"]
@@ -121,7 +121,7 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
             plan.append((start, None, done))
             last[number] = done
         else:
-            start = functools.partial(launch, step.kernel, step.programs, arguments[0].device, **step.constants)
+            start = Start(step._replace(arguments=()), arguments[0].device)
             numbers = [_number(a, values) if isinstance(a, Tensor) else next(constant) for a in step.arguments]
             plan.append((start, itemgetter(*numbers), done))
             last |= dict.fromkeys((n for n in numbers if n >= len(fixed)), done)
