@@ -9,9 +9,10 @@ kernels start with other pointers. What chose tiles and strides does not run aga
 agree in everything but the tensors' numbers and places: shapes, strides, dtypes, device, places modulo 16 bytes, and
 all that is no tensor. What else launchers look at is looked at here, in :meth:`Recorded.__call__`.
 
-A function that does more than allocate, look at tensors through views and launch is called as it is.
+A function that does more than allocate, look at tensors through views, describe them and launch is called as it is.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -19,6 +20,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import Launch, Start, recording, target
 from .product import precision
@@ -95,53 +97,76 @@ def _record(function: Callable, *arguments) -> Callable | None:
 
 
 def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tensor | Sequence[Tensor]) -> Callable:
-    """Allocations and launches in order, on values that have numbers: arguments, then constants, then buffers."""
-    constants = [a for step in steps if isinstance(step, Launch) for a in step.arguments if not isinstance(a, Tensor)]
+    """The steps in order, on values that have numbers: arguments, then constants, buffers and descriptors."""
+    given = [a for step in steps if isinstance(step, Launch) for a in step.arguments]
+    constants = [a for a in given if not isinstance(a, (Tensor, TensorDescriptor))]
     if not all(a is None or isinstance(a, (int, float, str)) for a in constants):
         raise _Unknown  # one of them may hold a tensor
     fixed = (*arguments, *constants)
     values = [*fixed, *(step for step in steps if isinstance(step, Tensor))]
     single = isinstance(outputs, Tensor)
     returned = {_number(y, values): y for y in ([outputs] if single else outputs)}
-    first = next(iter(returned))
-    if min(returned) < len(fixed) or len(returned) < (1 if single else len(outputs)):
+    wanted = tuple(returned)
+    if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
     if not all(y.is_contiguous() and y.numel() == values[number].numel() for number, y in returned.items()):
         raise _Unknown  # a part of a buffer, or with strides of its own
     constant, buffer = iter(range(len(arguments), len(fixed))), iter(range(len(fixed), len(values)))
-    plan: list[tuple[Callable, Callable, list[int]]] = []
-    last: dict[int, list[int]] = {}
-    for step in steps:
+    plan: list[tuple[Callable, Callable, int | None, list[int]]] = []  # function, its arguments, its result, what ends
+    last: dict[int, list[int]] = {}  # where the values are used last
+
+    def add(start: Callable, numbers: Sequence[int], result: int | None) -> None:
         done: list[int] = []
-        if isinstance(step, Tensor):
-            t = returned.get(number := next(buffer), step)
-            start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
-            if number in returned and number != first and t.numel() == 0:
-                start = functools.partial(_same, t)  # what is not kept for the backward pass
-            plan.append((start, None, done))
-            last[number] = done
+        plan.append((start, _picker(numbers), result, done))
+        last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
+
+    def number_of(argument: object) -> int:
+        if isinstance(argument, Tensor):
+            return _number(argument, values)
+        if not isinstance(argument, TensorDescriptor):
+            return next(constant)
+        base = _number(argument.base, values)
+        others = {f.name: getattr(argument, f.name) for f in dataclasses.fields(argument) if f.name != "base"}
+        values.append(None)
+        add(functools.partial(TensorDescriptor, **others), (base,), len(values) - 1)
+        return len(values) - 1
+
+    for step in steps:
+        if isinstance(step, Launch):
+            numbers = [number_of(a) for a in step.arguments]
+            add(Start(step._replace(arguments=()), arguments[0].device), numbers, None)
+            continue
+        number = next(buffer)
+        t = returned.get(number, step)
+        if number in returned and number != wanted[0] and t.numel() == 0:
+            start = functools.partial(_same, t)  # what is not kept for the backward pass
         else:
-            start = Start(step._replace(arguments=()), arguments[0].device)
-            numbers = [_number(a, values) if isinstance(a, Tensor) else next(constant) for a in step.arguments]
-            plan.append((start, itemgetter(*numbers), done))
-            last |= dict.fromkeys((n for n in numbers if n >= len(fixed)), done)
+            start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
+        add(start, (), number)
     for number, done in last.items():
         if number not in returned:
             done.append(number)
-    wanted = tuple(returned)  # without the tensors, which would live as long as the replay
+    unset = (None,) * (len(values) - len(fixed))
 
     def replay(*arguments):
-        values = [*arguments, *constants]
-        for start, pick, done in plan:
-            if pick is None:
-                values.append(start())
-            else:
+        values = [*arguments, *constants, *unset]
+        for start, pick, result, done in plan:
+            if result is None:
                 start(*pick(values))
+            else:
+                values[result] = start(*pick(values))
             for number in done:
                 values[number] = None
         return values[wanted[0]] if single else [values[number] for number in wanted]
 
     return replay
+
+
+def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:
+    """The values with these numbers."""
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    return itemgetter(slice(numbers[0], numbers[0] + 1) if numbers else slice(0))
 
 
 def _same(t: Tensor) -> Tensor:

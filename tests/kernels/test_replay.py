@@ -189,6 +189,35 @@ def test_temporaries_die_within_a_replay():
     assert alive[-1] == inputs + 2  # h and y, while N(x) is gone
 
 
+def test_descriptors_are_made_of_the_call_s_own_tensors():
+    """Of an argument, and of a buffer that a launch before has filled."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from macaron_ops.kernels import device
+    from macaron_ops.kernels.replay import Recorded
+
+    planned = 0
+
+    def function(x, y):
+        nonlocal planned
+        planned += 1
+        n, out = torch.empty(4, 8), torch.empty(32)
+        device.launch("first", 3, x.device, TensorDescriptor.from_tensor(x, [4, 4]), n, 1.5, D=8)
+        device.launch("second", 3, x.device, y, TensorDescriptor.from_tensor(n, [2, 8]), n, out)
+        return out.view(4, 8)
+
+    again = Recorded(function)
+    for _ in range(3):
+        x, y = torch.empty(4, 8), torch.empty(4)
+        with device.recording("sm90", 132) as launches:
+            out = again(x, y)
+        (a, n, number), (b, c, m, o) = (launch.arguments for launch in launches)
+        assert (a.base is x, a.block_shape, b is y, c.base is n, m is n, o is out) == (True, [4, 4], *[True] * 4)
+        assert ([*c.shape], [*c.strides], c.block_shape, number) == ([4, 8], [8, 1], [2, 8], 1.5)
+        assert launches[0].constants == {"D": 8} and out.shape == (4, 8)
+    assert planned == 1
+
+
 def test_what_computes_in_torch_is_called():
     from macaron_ops.kernels.replay import Recorded
 
