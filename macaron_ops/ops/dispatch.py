@@ -11,8 +11,9 @@ module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference
 The package itself may have
 
     why_unusable() -> str | None     why nothing of it can run in this process
-    forward, backward                a whole list of substeps in one call, as :mod:`macaron_ops.ops.run` makes them
-    recorded(function)               the same function, prepared for calls with the same signature
+    forward, backward                of a whole list of substeps, as :mod:`macaron_ops.ops.run` makes them: a function
+                                     of their tensors, in one call
+    recorded(function)               the raw forward operator's function, prepared for calls with one signature
 
 Adding a kernel is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through
 ``slower``: they look at shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.

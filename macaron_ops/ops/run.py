@@ -146,7 +146,7 @@ def _run(plan: _Plan, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _remember(signed: Signed, plan: _Plan, inputs: Sequence[Tensor], draws: bool, derived: Sequence[Derived]) -> None:
-    """The plan for calls with this signature, if every input comes from an argument in a way that can be gone again."""
+    """The plan for calls with this signature, if every input is an argument or can be derived of one again."""
     arguments = {id(t): (i, None) for i, t in reversed(list(enumerate(signed.tensors)))}
     for d in derived:
         argument, before = arguments[id(d.source)]
