@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Launch", "architecture", "ceil_div", "launch", "power_of_2", "processors", "recording"]
+__all__ = ["Launch", "Seen", "ceil_div", "launch", "power_of_2", "processors", "recording", "seen"]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
@@ -31,9 +31,16 @@ class Launch(NamedTuple):
     constants: dict
 
 
+class Seen(NamedTuple):
+    """A device as the tables of :mod:`tiles` know it."""
+
+    architecture: str  # sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"
+    processors: int  # streaming multiprocessors, or compute units
+    name: str
+
+
 class _Recording(NamedTuple):
-    architecture: str
-    processors: int
+    seen: Seen
     launches: list[Launch]
 
 
@@ -41,43 +48,33 @@ _recording: _Recording | None = None
 
 
 @contextmanager
-def recording(architecture: str, processors: int) -> Iterator[list[Launch]]:
+def recording(architecture: str, processors: int, name: str = "") -> Iterator[list[Launch]]:
     """Inside, launchers plan for that device and start nothing: the list holds their launches. For tensors of the
     meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask for them."""
     global _recording
-    before, _recording = _recording, _Recording(architecture, processors, [])
+    before, _recording = _recording, _Recording(Seen(architecture, processors, name), [])
     try:
         yield _recording.launches
     finally:
         _recording = before
 
 
+def seen(device: torch.device) -> Seen:
+    return _seen(device) if _recording is None else _recording.seen
+
+
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors, or compute units."""
-    return _processors(device) if _recording is None else _recording.processors
-
-
-def architecture(device: torch.device) -> str:
-    """The key of :mod:`tiles`' table: sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"."""
-    return _architecture(device) if _recording is None else _recording.architecture
+    return seen(device).processors
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def _seen(device: torch.device) -> Seen:
     if device.type != "cuda":
-        return _EMULATED_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@functools.cache
-def _architecture(device: torch.device) -> str:
-    if device.type != "cuda":
-        return "emulated"
-    if torch.version.hip is not None:
-        return "gfx942"
-    major, _ = torch.cuda.get_device_capability(device)
+        return Seen("emulated", _EMULATED_PROCESSORS, "emulated")
+    properties = torch.cuda.get_device_properties(device)
     # Consumer parts (8.6, 8.9, 12.x) have the shared memory of neither A100 nor B200: the smallest tiles.
-    return {9: "sm90", 10: "sm100"}.get(major, "sm80")
+    architecture = "gfx942" if torch.version.hip else {9: "sm90", 10: "sm100"}.get(properties.major, "sm80")
+    return Seen(architecture, properties.multi_processor_count, properties.name)
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **constants) -> None:

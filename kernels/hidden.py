@@ -31,7 +31,7 @@ def _bias(b, columns, N):
     return tl.load(b + columns, columns < N, 0.0).to(tl.float32)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def hidden_forward_kernel(
     n, w, b, z, h, M, F, K, n_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
@@ -72,7 +72,7 @@ def hidden_forward_kernel(
             tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def hidden_again_kernel(
     z, h, M, F, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -91,7 +91,7 @@ def hidden_again_kernel(
     tl.store(h + long_rows * F + columns[None, :], rounded(value, h.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def hidden_backward_kernel(
     g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
@@ -146,7 +146,7 @@ def hidden_forward(
     hidden = w_in.shape[0] // 2 if gated else w_in.shape[0]
     w = as_matrix(w_in)
     h = torch.empty((count, hidden), dtype=w.dtype, device=n.device) if keep_h else None
-    t = tile("gated" if gated else "hidden", w.dtype, n.device, count, hidden)
+    t = tile("gated" if gated else "hidden", w.dtype, n.device, count, hidden, width)
     launch(
         hidden_forward_kernel, t.count(count, hidden), n.device,
         n, w, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
@@ -183,7 +183,7 @@ def hidden_backward(
     """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out."""
     (count, width), hidden = g.shape, w_out.shape[1]
     w = as_matrix(w_out)
-    t = tile("hidden_backward", w.dtype, g.device, count, hidden)
+    t = tile("hidden_backward", w.dtype, g.device, count, hidden, width)
     dz = torch.empty_like(z) if need_z else None
     h = torch.empty((count, hidden), dtype=z.dtype, device=z.device) if need_h else None
     sums = None

@@ -23,7 +23,7 @@ from .tiles import tile
 __all__ = ["linear_residual"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def linear_residual_kernel(
     left, right, bias, x, y, a, c, M, N, K, left_stride, right_k, right_column, x_inner, x_outer, x_stride,
     seed, stream, p, scale, DROP: tl.constexpr, PRECISION: tl.constexpr,
@@ -66,7 +66,7 @@ def linear_residual(
     count, length = left.shape
     width = w.shape[0] if transposed else w.shape[1]
     y = torch.empty((count, width), dtype=dtype, device=left.device)
-    t = tile("linear", w.dtype, left.device, count, width)
+    t = tile("linear", w.dtype, left.device, count, width, length)
     strides = (1, w.stride(0)) if transposed else (w.stride(0), 1)
     dropout = dropout or Dropout.of(0.0, None, 0)
     x = (None, 0, 1, 0, 0) if residual is None else residual

@@ -42,7 +42,7 @@ def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISI
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def narrow_ffn_kernel(
     x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, a, c, eps, M, F, x_inner, x_outer, x_stride,
     in_stride, out_stride,
@@ -145,7 +145,7 @@ def narrow_ffn(
     w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
     block = max(power_of_2(width), 16)
     drops = hidden_dropout.drops or dropout.drops
-    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block)
+    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block, hidden)
     launch(
         narrow_ffn_kernel, ceil_div(x.count, s.BM), y.device,
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,

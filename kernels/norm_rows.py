@@ -26,7 +26,7 @@ from .rows import Rows, offsets, row_tiles
 __all__ = ["normalize_rows", "normalize_rows_backward"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_forward(
     x, weight, bias, n, copy, eps, M, x_inner, x_outer, x_stride,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -45,7 +45,7 @@ def norm_forward(
     tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_backward(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,

@@ -38,7 +38,7 @@ def _statistics(x_row, eps, D: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.const
     return mean, rstd, share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_forward_wide(
     x, weight, bias, n, copy, eps, M, x_inner, x_outer, x_stride,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -68,7 +68,7 @@ def _add(sums, values, columns, D: tl.constexpr):
     tl.store(at, tl.load(at, inside, 0.0) + values, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_backward_wide(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,

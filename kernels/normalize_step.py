@@ -51,7 +51,7 @@ def why_not(request) -> str | None:
     return None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_forward(
     x, u, y, step_pointer, step, eps, M,
     x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
@@ -72,7 +72,7 @@ def step_forward(
     tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_backward(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,

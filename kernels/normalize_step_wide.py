@@ -31,7 +31,7 @@ def _along(x_row, u_row, D: tl.constexpr, BLOCK: tl.constexpr, DIRECTION: tl.con
     return tl.sum(total, 1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_forward_wide(
     x, u, y, step_pointer, step, eps, M,
     x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
@@ -58,7 +58,7 @@ def step_forward_wide(
         tl.store(y + row * D + columns[None, :], rounded(z / length, y.dtype.element_ty), (columns < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_backward_wide(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,

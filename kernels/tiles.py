@@ -1,19 +1,32 @@
-"""Tile sizes as data: which tile a product takes on which device, in which dtype and shape.
+"""Tile sizes as data: which tile a product takes on which device, with which operands, in which shape.
 
-A row of the table is tried from its first tile on: the first that gives every processor of the device at least one is
-taken, else the last. A large tile reads least, a small one keeps the device busy when there are few rows.
-``sm80`` has the tiles that also fit consumer GPUs with 100 KiB of shared memory. Not yet tuned by measurement:
-chosen so that on sm_90 the 16-bit products use wgmma without spilling a register, which a test checks.
+The tables are the JSON files of ``tuned/``. A device's holds what ``macaron-ops tune`` measured there: an entry a
+shape, with its time and the environment. A shape takes the nearest entry of its device, else of the device of its
+architecture that is nearest in processors; an entry more than ``REACH`` octaves away in M, N or K is not near. Where
+none is, the architecture's file has a row of tiles, the largest first: the first that gives every processor at least
+one is taken, else the last. A large tile reads least, a small one keeps the device busy. Those rows are chosen by
+compilation, not timed. ``MACARON_OPS_TILES`` names another device's file to be read beside them.
 """
 
 import functools
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from .device import architecture, ceil_div, processors
+from .device import Seen, ceil_div, processors, seen
+from .product import precision
 
-__all__ = ["TILES", "Tile", "splits", "tile"]
+__all__ = ["FOLDER", "PRODUCTS", "Table", "Tile", "nearest", "operand", "read", "splits", "tables", "tile", "using"]
+
+FOLDER = Path(__file__).with_name("tuned")
+PRODUCTS = ("hidden", "gated", "hidden_backward", "linear", "weight", "narrow", "narrow_dropout")
+REACH = 2.0  # octaves
 
 
 class Tile(NamedTuple):
@@ -42,64 +55,86 @@ def _constants(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
     return tile._asdict(), {**tile._asdict(), "SLICES": slices}
 
 
-# (architecture, bytes of an operand) -> product -> tiles, the largest first
-TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
-    ("sm90", 2): {
-        "hidden": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "gated": (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
-        "hidden_backward": (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "linear": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "weight": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "narrow": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
-        "narrow_dropout": (Tile(64, 64, 0, 8, 3),),
-    },
-    ("sm80", 2): {
-        "hidden": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "gated": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 3)),
-        "hidden_backward": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "linear": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "weight": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 8, 2)),
-        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
-    },
-    ("gfx942", 2): {
-        "hidden": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "gated": (Tile(128, 64, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "hidden_backward": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "linear": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "weight": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 4, 2)),
-        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
-    },
-    # float32: tensor cores in tf32, fused multiply-adds in ieee, which want small tiles.
-    ("sm80", 4): {
-        "hidden": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "gated": (Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "hidden_backward": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "linear": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "weight": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "narrow": (Tile(32, 32, 0, 8, 1),),
-        "narrow_dropout": (Tile(32, 32, 0, 8, 1),),
-    },
-}
-for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little
-    TILES["emulated", _bytes] = {
-        **dict.fromkeys(("hidden", "gated", "hidden_backward", "linear", "weight"), (Tile(64, 128, 256, 8, 1, 2),)),
-        **dict.fromkeys(("narrow", "narrow_dropout"), (Tile(32, 64, 0, 4, 1),)),
-    }
-TILES["sm100", 2] = TILES["sm90", 2]
-TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
+class Table(NamedTuple):
+    """One file of ``tuned/``, by operand and product."""
+
+    architecture: str
+    device: str | None  # None: the rows of an architecture, not measured
+    processors: int
+    rows: dict[tuple[str, str], tuple[Tile, ...]]
+    entries: dict[tuple[str, str], tuple[tuple[tuple[int, int, int], Tile], ...]]
 
 
-def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int) -> Tile:
-    """The tile of a product with an (M, N) result and operands of ``dtype``."""
-    return _tile(product, dtype.itemsize, architecture(device), processors(device), M, N)
+def operand(dtype: torch.dtype) -> str:
+    """What a table distinguishes of a product's operands: 16-bit, tf32 or float32."""
+    return "16-bit" if dtype.itemsize == 2 else "tf32" if precision(dtype) == "tf32" else "float32"
 
 
-@functools.lru_cache(4096)
-def _tile(product: str, itemsize: int, architecture: str, processors: int, M: int, N: int) -> Tile:
-    tiles = TILES[architecture, itemsize][product]
-    return next((t for t in tiles if t.count(M, N) >= processors), tiles[-1])
+def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, K: int) -> Tile:
+    """The tile of a product with an (M, N) result, a sum over K and operands of ``dtype``."""
+    return _using.get(product) or _tile(product, operand(dtype), seen(device), M, N, K)
+
+
+_using: dict[str, Tile] = {}
+
+
+@contextmanager
+def using(product: str, tile: Tile) -> Iterator[None]:
+    """Inside, the product takes that tile whatever the tables say."""
+    _using[product] = tile
+    try:
+        yield
+    finally:
+        del _using[product]
+
+
+@functools.lru_cache(1 << 14)
+def _tile(product: str, operand: str, on: Seen, M: int, N: int, K: int) -> Tile:
+    entry = nearest(product, operand, on, (M, N, K))
+    if entry is not None:
+        return entry
+    tiles = next(t for t in tables() if t.device is None and t.architecture == on.architecture).rows[operand, product]
+    return next((t for t in tiles if t.count(M, N) >= on.processors), tiles[-1])
+
+
+def nearest(product: str, operand: str, on: Seen, shape: tuple[int, int, int]) -> Tile | None:
+    """The tile of the nearest measured entry, if there is one within reach."""
+
+    def octaves(entry) -> tuple[float, ...]:
+        return tuple(abs(math.log2(max(n, 1) / m)) for n, m in zip(shape, entry[0], strict=True))
+
+    measured = [t for t in tables() if t.device is not None and t.architecture == on.architecture]
+    if not measured:
+        return None
+    table = min(measured, key=lambda t: (t.device != on.name, abs(t.processors - on.processors)))
+    near = [e for e in table.entries.get((operand, product), ()) if max(octaves(e)) <= REACH]
+    return min(near, key=lambda e: sum(octaves(e)))[1] if near else None
+
+
+@functools.cache
+def tables() -> tuple[Table, ...]:
+    """Those of the package, after the one that ``MACARON_OPS_TILES`` names."""
+    named = os.environ.get("MACARON_OPS_TILES")
+    return tuple(map(read, ([Path(named)] if named else []) + sorted(FOLDER.glob("*.json"))))
+
+
+def read(path: Path) -> Table:
+    """Raises a ValueError that names the file if it is no table."""
+    try:
+        document = json.loads(path.read_text())
+        rows = {
+            (kind, product): tuple(Tile(**tile) for tile in tiles)
+            for kind, products in document.get("rows", {}).items()
+            for product, tiles in products.items()
+        }
+        entries: dict[tuple[str, str], list] = {}
+        for e in document.get("entries", []):
+            shape = (e["M"], e["N"], e["K"])
+            entries.setdefault((e["operand"], e["product"]), []).append((shape, Tile(**e["tile"])))
+        head = (document["architecture"], document.get("device"), document.get("processors", 0))
+        return Table(*head, rows, {key: tuple(found) for key, found in entries.items()})
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no table of tiles: {error!r}") from error
 
 
 def splits(tiles: int, length: int, device: torch.device) -> int:

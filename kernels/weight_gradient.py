@@ -18,7 +18,7 @@ from .tiles import splits, tile
 __all__ = ["weight_gradient"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "part"])
 def weight_gradient_kernel(
     left, right, out, c, M, P, Q, part, left_stride, right_stride, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
@@ -40,7 +40,7 @@ def weight_gradient_kernel(
 def weight_gradient(left: Tensor, right: Tensor, c: float = 1.0) -> Tensor:
     """``c left^T right``, (P, Q), of ``left (M, P)`` and ``right (M, Q)``, equal dtypes, last dimensions gapless."""
     (count, p), q = left.shape, right.shape[1]
-    t = tile("weight", left.dtype, left.device, p, q)
+    t = tile("weight", left.dtype, left.device, p, q, count)
     tiles = t.count(p, q)
     parts = splits(tiles, count, left.device)
     part = ceil_div(ceil_div(count, parts), t.BK) * t.BK

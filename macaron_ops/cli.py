@@ -1,4 +1,4 @@
-"""The command `macaron-ops`: bench, profile, doctor. Arguments are read here; the work is done in the rooms."""
+"""The command `macaron-ops`. Arguments are read here; the work is done in the rooms."""
 
 from __future__ import annotations
 
@@ -67,15 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import kernel_commands
+
     top = _Parser(
         prog="macaron-ops",
         description="Transformer layers as operator splittings: measure them, look inside them, see what runs here.",
         epilog="start with:\n  macaron-ops doctor\n  macaron-ops bench main\n  macaron-ops bench --help",
     )
     top.add_argument("--version", action="version", version=f"macaron-ops {__version__}")
-    commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="{bench,profile,doctor}")
+    commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_bench(commands)
     _add_profile(commands)
+    kernel_commands.add(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, built and usable here, and why not", description=_doctor.__doc__
     )
