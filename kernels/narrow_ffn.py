@@ -145,7 +145,7 @@ def narrow_ffn(
     w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
     block = max(power_of_2(width), 16)
     drops = hidden_dropout.drops or dropout.drops
-    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block)
+    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block, hidden)
     launch(
         narrow_ffn_kernel, ceil_div(x.count, s.BM), y.device,
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,

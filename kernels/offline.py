@@ -13,6 +13,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .device import Launch
 
@@ -33,7 +34,7 @@ _TYPES = {
     torch.float16: "*fp16",
     torch.int64: "*i64",
 }
-_OPTIONS = ("num_warps", "num_stages")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg")
 
 
 class Resources(NamedTuple):
@@ -44,6 +45,7 @@ class Resources(NamedTuple):
     shared: int
     wgmma: int  # Hopper's matrix instructions
     mma: int  # the older ones
+    tma: int  # copies of whole blocks by tensor descriptors
     narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of those that pass by registers
 
 
@@ -64,6 +66,9 @@ def compile_for(launch: Launch, architecture: str):
             continue
         if isinstance(value, torch.Tensor):
             signature[name], aligned = _TYPES[value.dtype], True
+        elif isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature[name], aligned = f"tensordesc<{_TYPES[value.base.dtype][1:]}[{block}]>", False
         elif isinstance(value, float):
             signature[name], aligned = "fp32", False
         else:
@@ -85,8 +90,9 @@ def resources(compiled) -> Resources:
         registers, stack = found.get("vgpr_count"), found.get("private_segment_fixed_size")
     wgmma = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", text))
     mma = len(re.findall(r"mma\.sync|v_mfma", text))
+    tma = len(re.findall(r"cp\.async\.bulk\.tensor", text))
     narrow = len(re.findall(r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)", text))
-    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma, narrow)
+    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma, tma, narrow)
 
 
 def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
