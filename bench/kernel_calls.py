@@ -32,8 +32,15 @@ DTYPES = {
 NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
-TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
-SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64))  # (tokens, D, F)
+TALL, SMALL, NARROW, FEW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512), (64, 1024, 4096)
+SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
+_SHAPES_OF = {  # calls that launch a product, where TALL's do not
+    "narrow": (NARROW, (1024, 64, 128)),
+    "narrow_dropout": (NARROW, (1024, 64, 128)),
+    "linear_norm": ((16384, 256, 1024),),
+    "linear_norm_dropout": ((16384, 256, 1024),),
+    "few": (FEW,),
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]
             yield from launches(*call)
         yield from _of_every_tile(architecture, wanted.dtypes or tuple(DTYPES), launches)
         return
-    few = [(TALL, "bfloat16", "gelu", 0.0), (NARROW, "bfloat16", "swiglu", 0.0)]
+    few = [(TALL, "bfloat16", "gelu", 0.0), (NARROW, "bfloat16", "swiglu", 0.0), (FEW, "bfloat16", "gelu", 0.0)]
     if wanted.shapes or wanted.dtypes:
         dtypes = wanted.dtypes or ("bfloat16",)
         few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, ("gelu", "swiglu"), (0.0, 0.1))
@@ -117,7 +124,7 @@ def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callabl
             for dtype in dtypes:
                 with multiplying(dtype) as torch_dtype:
                     of_this_kind = operand(torch_dtype) == kind
-                shapes = (NARROW, (1024, 64, 128)) if product.startswith("narrow") else (TALL,)
+                shapes = _SHAPES_OF.get(product, (TALL,))
                 for call in itertools.product(shapes, (dtype,), ACTIVATIONS, (0.0, 0.1)) if of_this_kind else ():
                     with using(product, tile):
                         yield from list(launches(*call))

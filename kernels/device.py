@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Launch", "Seen", "ceil_div", "launch", "power_of_2", "processors", "recording", "seen"]
+__all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target"]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
@@ -31,16 +31,16 @@ class Launch(NamedTuple):
     constants: dict
 
 
-class Seen(NamedTuple):
-    """A device as the tables of :mod:`tiles` know it."""
+class Target(NamedTuple):
+    """What launchers plan for: a device as the tables of :mod:`tiles` know it."""
 
     architecture: str  # sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"
     processors: int  # streaming multiprocessors, or compute units
-    name: str
+    name: str = ""
 
 
 class _Recording(NamedTuple):
-    seen: Seen
+    target: Target
     launches: list[Launch]
 
 
@@ -52,29 +52,30 @@ def recording(architecture: str, processors: int, name: str = "") -> Iterator[li
     """Inside, launchers plan for that device and start nothing: the list holds their launches. For tensors of the
     meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask for them."""
     global _recording
-    before, _recording = _recording, _Recording(Seen(architecture, processors, name), [])
+    before, _recording = _recording, _Recording(Target(architecture, processors, name), [])
     try:
         yield _recording.launches
     finally:
         _recording = before
 
 
-def seen(device: torch.device) -> Seen:
-    return _seen(device) if _recording is None else _recording.seen
+def target(device: torch.device) -> Target:
+    """What launchers plan for on this device."""
+    return _target(device) if _recording is None else _recording.target
 
 
 def processors(device: torch.device) -> int:
-    return seen(device).processors
+    return target(device).processors
 
 
 @functools.cache
-def _seen(device: torch.device) -> Seen:
+def _target(device: torch.device) -> Target:
     if device.type != "cuda":
-        return Seen("emulated", _EMULATED_PROCESSORS, "emulated")
+        return Target("emulated", _EMULATED_PROCESSORS, "emulated")
     properties = torch.cuda.get_device_properties(device)
     # Consumer parts (8.6, 8.9, 12.x) have the shared memory of neither A100 nor B200: the smallest tiles.
     architecture = "gfx942" if torch.version.hip else {9: "sm90", 10: "sm100"}.get(properties.major, "sm80")
-    return Seen(architecture, properties.multi_processor_count, properties.name)
+    return Target(architecture, properties.multi_processor_count, properties.name)
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **constants) -> None:

@@ -116,17 +116,20 @@ def _instructions(cubin: bytes) -> int:
 
 
 def faults(used: Resources, launch: Launch, architecture: str) -> list[str]:
-    """The rules that a shipped kernel breaks: each one would cost much of its time, or not start at all."""
+    """The rules that a shipped kernel breaks: it would not start, or lose much of its time. Hopper, which the tiles
+    were chosen for, has more of them."""
     found = []
-    if used.stack:
-        found.append(f"{used.stack} bytes of stack a thread: registers are spilled")
     if used.shared > SHARED_MEMORY[architecture]:
         found.append(f"{used.shared} bytes of shared memory, a block has {SHARED_MEMORY[architecture]}")
     if used.multiplies and not used.wgmma + used.mma:
         found.append("no matrix instruction")
-    if used.multiplies and architecture in ("sm90", "sm100") and used.mma:
+    if architecture != "sm90":
+        return found
+    if used.stack:
+        found.append(f"{used.stack} bytes of stack a thread: registers are spilled")
+    if used.multiplies and used.mma:
         found.append("the matrix instructions of older devices")
     constants = launch.constants
-    if used.narrow and architecture == "sm90" and "ROWS" in constants and constants["D"] >= WIDE_ROW:
+    if used.narrow and "ROWS" in constants and constants.get("D", 0) >= WIDE_ROW:
         found.append(f"{used.narrow} accesses of fewer than 16 bytes a thread")
     return found

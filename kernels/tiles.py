@@ -3,9 +3,14 @@
 The tables are the JSON files of ``tuned/``. A device's holds what ``macaron-ops tune`` measured there: an entry a
 shape, with its time and the environment. A shape takes the nearest entry of its device, else of the device of its
 architecture that is nearest in processors; an entry more than ``REACH`` octaves away in M, N or K is not near. Where
-none is, the architecture's file has a row of tiles, the largest first: the first that gives every processor at least
-one is taken, else the last. A large tile reads least, a small one keeps the device busy. Those rows are chosen by
-compilation, not timed. ``MACARON_OPS_TILES`` names another device's file to be read beside them.
+none is, the architecture's file has a row of tiles, the largest first: the first that gives nearly every processor one
+is taken, else the last. A large tile reads least, a small one keeps the device busy. Where even the tile of "few" gives
+too few processors work, the sum over k is cut in parts. ``MACARON_OPS_TILES`` names another device's file to be read
+beside those of the package.
+
+The rows are chosen by compilation, not timed: on sm_90 the 16-bit products use wgmma without spilling a register, and
+two programs share a processor where an epilogue computes much, so that one multiplies while the other is in its
+epilogue. ``sm80`` has the tiles that also fit consumer GPUs with 100 KiB of shared memory.
 """
 
 import functools
@@ -19,14 +24,38 @@ from typing import NamedTuple
 
 import torch
 
-from .device import Seen, ceil_div, processors, seen
-from .product import precision
+from .device import Target, ceil_div, processors, target
 
-__all__ = ["FOLDER", "PRODUCTS", "Table", "Tile", "nearest", "operand", "read", "splits", "tables", "tile", "using"]
+__all__ = [
+    "FOLDER",
+    "PRODUCTS",
+    "Table",
+    "Tile",
+    "cut",
+    "nearest",
+    "operand",
+    "precision",
+    "read",
+    "tables",
+    "tile",
+    "using",
+]
 
 FOLDER = Path(__file__).with_name("tuned")
-PRODUCTS = ("hidden", "gated", "hidden_backward", "linear", "weight", "narrow", "narrow_dropout")
+PRODUCTS = (
+    "hidden",
+    "gated",
+    "hidden_backward",
+    "linear",
+    "linear_norm",
+    "linear_norm_dropout",
+    "weight",
+    "few",
+    "narrow",
+    "narrow_dropout",
+)
 REACH = 2.0  # octaves
+REGISTERS = 65536  # of a processor, 32 bits each
 
 
 class Tile(NamedTuple):
@@ -36,23 +65,34 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     GROUP: int = 8  # rows of tiles that are walked together
+    PERSISTENT: bool = False  # as many programs as the device holds, each walking over its share of the tiles
+    DESCRIPTORS: bool = False  # operands come by tensor descriptors (TMA) where they can
+    PARTS: int = 0  # of the sum over k, in "few" and "weight"; 0: by `_parts`
+    MAXNREG: int = 0  # registers of a thread at most, if the epilogue does with them; 0: as many as it wants
 
     def count(self, M: int, N: int) -> int:
         return ceil_div(M, self.BM) * ceil_div(N, self.BN)
 
-    def constants(self) -> dict[str, int]:
-        """The arguments of a kernel with a main loop over k."""
-        return _constants(self)[0]
+    def programs(self, M: int, N: int, device: torch.device) -> int:
+        """Of a product with an (M, N) result. Of a persistent one a processor gets as many as its bound on registers
+        leaves room for: the epilogue of one overlaps the products of the other."""
+        if not self.PERSISTENT:
+            return self.count(M, N)
+        together = max(REGISTERS // (32 * self.num_warps * self.MAXNREG), 1) if self.MAXNREG else 1
+        return min(self.count(M, N), together * processors(device))
 
-    def with_slices(self) -> dict[str, int]:
-        """The same for one whose epilogue works slice by slice: 16 elements a thread."""
-        return _constants(self)[1]
+    def constants(self) -> dict[str, int]:
+        """The arguments of a kernel with a main loop over k, whose epilogue works slice by slice: 16 elements a
+        thread, 8 where registers are few."""
+        return _constants(self)
 
 
 @functools.cache
-def _constants(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
-    slices = max(1, min(tile.BM * tile.BN // (512 * tile.num_warps), 8))
-    return tile._asdict(), {**tile._asdict(), "SLICES": slices}
+def _constants(tile: Tile) -> dict[str, int]:
+    slices = max(1, min(tile.BM * tile.BN // ((256 if tile.MAXNREG else 512) * tile.num_warps), 8))
+    names = ("BM", "BN", "BK", "num_warps", "num_stages", "GROUP", "PERSISTENT")
+    bound = {"maxnreg": tile.MAXNREG} if tile.MAXNREG else {}
+    return {**{name: getattr(tile, name) for name in names}, "SLICES": slices, **bound}
 
 
 class Table(NamedTuple):
@@ -65,6 +105,12 @@ class Table(NamedTuple):
     entries: dict[tuple[str, str], tuple[tuple[tuple[int, int, int], Tile], ...]]
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied: as torch's own products of this process."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
+
+
 def operand(dtype: torch.dtype) -> str:
     """What a table distinguishes of a product's operands: 16-bit, tf32 or float32."""
     return "16-bit" if dtype.itemsize == 2 else "tf32" if precision(dtype) == "tf32" else "float32"
@@ -72,7 +118,7 @@ def operand(dtype: torch.dtype) -> str:
 
 def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, K: int) -> Tile:
     """The tile of a product with an (M, N) result, a sum over K and operands of ``dtype``."""
-    return _using.get(product) or _tile(product, operand(dtype), seen(device), M, N, K)
+    return _using.get(product) or _tile(product, operand(dtype), target(device), M, N, K)
 
 
 _using: dict[str, Tile] = {}
@@ -89,15 +135,46 @@ def using(product: str, tile: Tile) -> Iterator[None]:
 
 
 @functools.lru_cache(1 << 14)
-def _tile(product: str, operand: str, on: Seen, M: int, N: int, K: int) -> Tile:
-    entry = nearest(product, operand, on, (M, N, K))
+def _tile(product: str, operand: str, on: Target, M: int, N: int, K: int) -> Tile:
+    tiles = _row(product, operand, on, (M, N, K))
+    return next((t for t in tiles if _enough(t.count(M, N), on.processors)), tiles[-1])
+
+
+def _row(product: str, operand: str, on: Target, shape: tuple[int, int, int]) -> tuple[Tile, ...]:
+    """The one tile that was measured, or those of the architecture."""
+    entry = nearest(product, operand, on, shape)
     if entry is not None:
-        return entry
-    tiles = next(t for t in tables() if t.device is None and t.architecture == on.architecture).rows[operand, product]
-    return next((t for t in tiles if t.count(M, N) >= on.processors), tiles[-1])
+        return (entry,)
+    return next(t for t in tables() if t.device is None and t.architecture == on.architecture).rows[operand, product]
 
 
-def nearest(product: str, operand: str, on: Seen, shape: tuple[int, int, int]) -> Tile | None:
+def _enough(programs: int, processors: int) -> bool:
+    """For nearly every processor: where 128 large tiles meet 132 processors, small ones would be no gain."""
+    return 8 * programs >= 7 * processors
+
+
+def cut(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, K: int) -> tuple[Tile, int, int]:
+    """The tile of a product, into how many parts its sum over k is cut, and the length of one, a multiple of BK."""
+    return _cut(_using.get(product), product, operand(dtype), target(device), M, N, K)
+
+
+@functools.lru_cache(1 << 14)
+def _cut(tried: Tile | None, product: str, operand: str, on: Target, M: int, N: int, K: int) -> tuple[Tile, int, int]:
+    tiles = (tried,) if tried else _row(product, operand, on, (M, N, K))
+    plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
+    t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
+    part = max(ceil_div(ceil_div(K, parts), t.BK), 1) * t.BK
+    return t, max(ceil_div(K, part), 1), part
+
+
+def _parts(t: Tile, M: int, N: int, K: int, processors: int) -> int:
+    """Enough to give every processor one, each long beside the writing and reading of its tile; none where a processor
+    is spared less than 1024 terms, about the time of the pass that adds the parts."""
+    parts = max(1, min(processors // max(t.count(M, N), 1), K // max(512, t.BM * t.BN // 8)))
+    return parts if K - K // parts >= 1024 else 1
+
+
+def nearest(product: str, operand: str, on: Target, shape: tuple[int, int, int]) -> Tile | None:
     """The tile of the nearest measured entry, if there is one within reach."""
 
     def octaves(entry) -> tuple[float, ...]:
@@ -135,9 +212,3 @@ def read(path: Path) -> Table:
         return Table(*head, rows, {key: tuple(found) for key, found in entries.items()})
     except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no table of tiles: {error!r}") from error
-
-
-def splits(tiles: int, length: int, device: torch.device) -> int:
-    """Into how many parts the sum of a product with few tiles is cut: enough to give every processor one, each part
-    at least 512 long."""
-    return max(1, min(processors(device) // max(tiles, 1), length // 512))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from macaron_ops.kernels.device import seen
+from macaron_ops.kernels.device import target
 from macaron_ops.kernels.tiles import FOLDER, Tile, read
 
 from .. import environment
@@ -32,7 +32,7 @@ class Unusable(ValueError):
 
 def default_path(device: torch.device) -> Path:
     """Where the package looks for this device's table."""
-    return FOLDER / f"{re.sub('[^a-z0-9]+', '-', seen(device).name.lower()).strip('-')}.json"
+    return FOLDER / f"{re.sub('[^a-z0-9]+', '-', target(device).name.lower()).strip('-')}.json"
 
 
 class Journal:
@@ -42,7 +42,7 @@ class Journal:
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "clock": type(clock).__name__ + (", CUDA graphs" if device.type == "cuda" else ""),
         }
-        on = seen(device)
+        on = target(device)
         self._document = {
             "architecture": on.architecture,
             "device": on.name,

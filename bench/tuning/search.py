@@ -2,18 +2,20 @@
 
 Every candidate is compiled (one that breaks a rule of ``kernels.offline.faults`` is out), checked against the float64
 definition by the rule of the benchmarks (one that computes something else is out), and then timed, interleaved with the
-present tile: first all of them briefly, a few at a time, then the best again, for longer. The present tile is replaced
-only by one whose 80th percentile lies below its 20th in that last look: the noise of neither explains it.
+present tile: first all of them briefly, a few at a time, then the schedules of the best, then the best again, for
+longer. The present tile is replaced only by one whose 80th percentile lies below its 20th in that last look: the noise
+of neither explains it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from macaron_ops.kernels.device import recording, seen
+from macaron_ops.kernels.device import Launch, Target, recording, target
 from macaron_ops.kernels.offline import TARGETS, compile_for, faults, resources
 from macaron_ops.kernels.tiles import Tile, tile, using
 
@@ -21,13 +23,17 @@ from ..compare import IMPROVEMENT, verdict
 from ..correctness import WrongResult, Yardstick
 from ..kernel_calls import DTYPES, multiplying
 from ..timing import Budget, Clock, Timing, measure, replay, speedup
-from .candidates import candidates
+from .candidates import candidates, schedules
 from .work import Problem, Work
 
-__all__ = ["USUAL", "Attempt", "Effort", "Outcome", "Progress", "present_tile", "search"]
+__all__ = ["USUAL", "Attempt", "Effort", "NotTaken", "Outcome", "Progress", "present_tile", "search"]
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of the problem that is behind
 PRESENT = "present"
+
+
+class NotTaken(Exception):
+    """At this shape the launcher goes another way than by the product's tile."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +97,27 @@ def search(
     progress: Progress = lambda doing, share: None,
 ) -> Outcome | None:
     """None where time was up before any candidate was timed. Raises WrongResult if the present tile is wrong."""
+    on = target(device)
     with multiplying(problem.dtype):
         work = Work.of(problem, device)
         yardstick = work.yardstick()
         present = present_tile(problem, device)
         yardstick.check(Attempt(work, problem.product, present)())
-        rest = candidates(problem.product, problem.operand, seen(device).architecture, problem.shape, present)
+        rest = candidates(problem.product, problem.operand, on.architecture, problem.shape, present)
+        constants = [[x.constants for x in _launches(work, problem, t, on)] for t in (present, *rest[-1:])]
+        if rest and constants[0] == constants[1]:
+            raise NotTaken(f"{problem}: the few tiles of this shape are cut in parts, by the tile of that product")
         outcome = Outcome(problem, present, present, {}, 0, len(rest))
-        best = _brief_looks(outcome, rest, work, yardstick, device, clock, effort, time_is_up, progress)
-        if best is None:
+        look = functools.partial(_brief_looks, outcome, work, yardstick, device, clock, effort, time_is_up, progress)
+        found = look(rest)
+        if rest and not outcome.tried:
             return None
-        finalists = sorted(best, key=best.get, reverse=True)[: effort.finalists]
+        if found and not time_is_up():
+            more = schedules(problem.product, on.architecture, max(found, key=found.get))
+            more = [t for t in more if t not in (present, *found)]
+            outcome.of += len(more)
+            found |= look(more)
+        finalists = sorted(found, key=found.get, reverse=True)[: effort.finalists]
         calls = _calls([present, *finalists], work, problem, device)
         progress("the best again", 0.9)
         timings = measure(calls, clock, effort.long, lambda share: progress("the best again", 0.9 + 0.1 * share))
@@ -115,7 +131,6 @@ def search(
 
 def _brief_looks(
     outcome: Outcome,
-    rest: list[Tile],
     work: Work,
     yardstick: Yardstick,
     device: torch.device,
@@ -123,8 +138,9 @@ def _brief_looks(
     effort: Effort,
     time_is_up: Callable[[], bool],
     progress: Progress,
-) -> dict[Tile, float] | None:
-    """The present tile's time over that of each candidate that may run; None where there was no time for one."""
+    rest: list[Tile],
+) -> dict[Tile, float]:
+    """The present tile's time over that of each candidate that may run, as far as time allows."""
     found: dict[Tile, float] = {}
     for begin in range(0, len(rest), effort.at_once):
         able = []
@@ -145,26 +161,30 @@ def _brief_looks(
             found |= {t: speedup(timings[str(t)], over)["median"] for t in able}
         if time_is_up():
             break
-    return found if outcome.tried or not rest else None
+    return found
 
 
 def _why_not(t: Tile, work: Work, yardstick: Yardstick, problem: Problem, device: torch.device) -> str | None:
     """Why a tile is out: a rule that its kernel breaks, what the compiler says, a wrong result."""
-    on = seen(device)
-    attempt = Attempt(work, problem.product, t)
+    on = target(device)
     try:
         if on.architecture in TARGETS:
-            with recording(*on) as launches:
-                attempt()
-            for launch in launches:
+            for launch in _launches(work, problem, t, on):
                 if faults(resources(compile_for(launch, on.architecture)), launch, on.architecture):
                     return "breaks a rule"
-        yardstick.check(attempt())
+        yardstick.check(Attempt(work, problem.product, t)())
     except WrongResult:
         return "wrong"
     except Exception as error:  # what a compiler or a driver says of a tile that it cannot take is of many kinds
         return type(error).__name__
     return None
+
+
+def _launches(work: Work, problem: Problem, t: Tile, on: Target) -> list[Launch]:
+    """What the work would start with a tile."""
+    with recording(*on) as launches:
+        Attempt(work, problem.product, t)()
+    return launches
 
 
 def _calls(tiles: Iterable[Tile], work: Work, problem: Problem, device: torch.device) -> dict[str, Callable]:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from macaron_ops.kernels.device import seen
+from macaron_ops.kernels.device import target
 
 from .. import numbers
 from ..correctness import WrongResult
@@ -18,7 +18,7 @@ from ..presets import PRESETS
 from ..timing import Clock
 from .candidates import candidates
 from .journal import Journal
-from .search import USUAL, Effort, Outcome, present_tile, search
+from .search import USUAL, Effort, NotTaken, Outcome, present_tile, search
 from .work import PRODUCTS, Problem, problems
 
 __all__ = ["SHAPES", "Summary", "plan", "plan_lines", "run", "told"]
@@ -59,7 +59,7 @@ def plan(
 
 def plan_lines(found: Sequence[Problem], device: torch.device) -> list[str]:
     """What a dry run tells: each problem, its present tile and how many others would be tried."""
-    on, lines, total = seen(device), [], 0
+    on, lines, total = target(device), [], 0
     for problem in found:
         present = present_tile(problem, device)
         rest = candidates(problem.product, problem.operand, on.architecture, problem.shape, present)
@@ -117,6 +117,9 @@ def run(
         watch.problem(index, problem)
         try:
             outcome = search(problem, device, clock, effort, lambda: time.monotonic() > end, watch.step)
+        except NotTaken as error:
+            watch.say(str(error))
+            continue
         except WrongResult as error:
             summary.wrong.append(f"{problem}: the present tile is wrong: {error}")
             watch.say(summary.wrong[-1])

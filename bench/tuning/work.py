@@ -2,6 +2,7 @@
 
 M, N and K are those that the launcher asks the tables with: an (M, N) result and a sum over K. For the one kernel of
 narrow rows N is the width, a power of 2, and K the hidden width; for the gradient of a weight K counts the tokens.
+The product "few" keeps its rule: its tile and the parts of its sum go together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from macaron_ops.kernels import ffn_step
 from macaron_ops.kernels.device import power_of_2
 from macaron_ops.kernels.dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from macaron_ops.kernels.hidden import hidden_backward, hidden_forward
-from macaron_ops.kernels.linear_residual import linear_residual
+from macaron_ops.kernels.linear_residual import ROW, Norm, linear_residual
 from macaron_ops.kernels.narrow_ffn import NARROW
 from macaron_ops.kernels.rows import as_rows
 from macaron_ops.kernels.tiles import operand
@@ -112,6 +113,21 @@ def _linear(draw, M: int, N: int, K: int) -> Work:
     return Work(inputs, run, lambda h, w, b, x: (x + _STEP * F.linear(h, w, b),))
 
 
+def _linear_norm(draw, M: int, N: int, K: int, p: float = 0.0) -> Work:
+    def run(h, w, b, x, weight, bias, seed):
+        norm, drop = Norm("layer", weight, bias, 1e-5, None), Dropout.of(p, seed, OUTPUT_STREAM)
+        rows = as_rows(x)
+        return (linear_residual(h, w, b, rows, x.dtype, transposed=True, c=_STEP, dropout=drop, norm=norm),)
+
+    def define(h, w, b, x, weight, bias, seed):
+        total = x + _STEP * dropout(F.linear(h, w, b), p, seed, OUTPUT_STREAM)
+        return (F.layer_norm(total, (N,), weight, bias, 1e-5),)
+
+    h = draw(M, K)
+    seed = torch.zeros((), dtype=torch.int64, device=h.device)
+    return Work((h, draw(N, K, fan_in=K), draw(N), draw(M, N), draw(N), draw(N), seed), run, define)
+
+
 def _weight(draw, M: int, N: int, K: int) -> Work:
     inputs = (draw(K, M, fan_in=K), draw(K, N))
     return Work(inputs, lambda g, h: (weight_gradient(g, h, _STEP),), lambda g, h: (_STEP * (g.T @ h),))
@@ -138,6 +154,8 @@ PRODUCTS: dict[str, Callable[..., Work]] = {
     "gated": lambda *arguments: _hidden(*arguments, activation="swiglu"),
     "hidden_backward": _hidden_backward,
     "linear": _linear,
+    "linear_norm": _linear_norm,
+    "linear_norm_dropout": lambda *arguments: _linear_norm(*arguments, p=0.1),
     "weight": _weight,
     "narrow": _narrow,
     "narrow_dropout": lambda *arguments: _narrow(*arguments, p=0.1),
@@ -163,6 +181,8 @@ def _shapes_of(product: str, tokens: int, width: int, hidden: int, narrow: bool)
     """(M, N, K) as the launchers ask for them."""
     if product.startswith("narrow"):
         return [(tokens, max(power_of_2(width), 16), hidden)] if narrow else []
+    if product.startswith("linear_norm"):
+        return [(tokens, width, hidden)] if not narrow and width <= ROW else []
     if product == "weight":
         return [(width, hidden, tokens), (hidden, width, tokens)]
     if product in ("hidden", "gated") and narrow:

@@ -15,7 +15,7 @@ from macaron_ops.kernels.device import recording  # noqa: E402
 from macaron_ops.kernels.tiles import FOLDER, PRODUCTS, Tile, operand, tile, using  # noqa: E402
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
-LARGE, MIDDLE, SMALL = Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)
+LARGE, MIDDLE, SMALL = next(t for t in tiles.tables() if t.architecture == "sm90").rows["16-bit", "linear"]
 
 
 def entry(M, N, K, BM, product="linear", kind="16-bit", **more):
@@ -51,8 +51,9 @@ def linear(M, N, K, dtype=BF16, on=("sm90", 132, "H100")):
 def test_without_a_measurement_the_largest_tile_that_keeps_the_device_busy():
     assert linear(16384, 1024, 4096) == LARGE
     assert linear(6000, 300, 4096) == MIDDLE, "94 large tiles are too few for 132 processors, 141 are enough"
+    assert linear(16384, 128, 4096) == LARGE, "128 are nearly as many"
     assert linear(64, 64, 64) == SMALL
-    assert linear(16384, 1024, 4096, on=("sm90", 513, "")) == MIDDLE
+    assert linear(16384, 1024, 4096, on=("sm90", 600, "")) == MIDDLE
 
 
 def test_the_nearest_entry(measured):
@@ -65,7 +66,7 @@ def test_the_nearest_entry(measured):
     assert linear(16384, 1024, 4096, torch.float16).BM == 16, "the same instructions"
     assert linear(16384, 1024, 4096, torch.float32).BM == 64
     with recording("sm90", 132, "H100"):
-        assert tile("hidden", BF16, CPU, 16384, 1024, 4096) == LARGE, "another product"
+        assert tile("hidden", BF16, CPU, 16384, 1024, 4096).BM == 128, "another product"
 
 
 def test_an_unknown_device_takes_the_most_similar_of_its_architecture(measured):
