@@ -21,7 +21,7 @@ from .tiles import Tile
 __all__ = ["product_parts", "sum_of_parts"]
 
 
-@triton.jit(do_not_specialize=["M", "part"])
+@triton.jit(do_not_specialize=["M"])
 def product_parts_kernel(
     left, right, out, c, M, N, K, part, left_stride, right_stride,
     LEFT_ALONG_K: tl.constexpr, RIGHT_ALONG_K: tl.constexpr, CUT: tl.constexpr, PRECISION: tl.constexpr,
