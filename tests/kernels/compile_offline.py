@@ -24,7 +24,8 @@ from tests.kernels.tools import ffn_arguments, launches_of_ffn  # noqa: E402
 
 PROCESSORS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}
 TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
-SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64))
+FEW = (8, 2048, 2048)  # every product in parts
+SHAPES = (TALL, (16384, 256, 1024), SMALL, FEW, NARROW, (1024, 64, 128), (64, 16384, 64))
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
@@ -36,15 +37,20 @@ def calls(architecture: str, everything: bool):
                 for activation in ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu"):
                     yield from ((shape, dtype, activation, p) for p in (0.0, 0.1))
         return
-    yield from [(TALL, BF16, "gelu", 0.0), (NARROW, BF16, "swiglu", 0.0)]
+    yield from [(TALL, BF16, "gelu", 0.0), (FEW, BF16, "gelu", 0.0), (NARROW, BF16, "swiglu", 0.0)]
     if architecture == "sm90":
         yield from ((shape, BF16, "gelu", 0.0) for shape in SHAPES)
-        yield from [(TALL, BF16, "swiglu", 0.0), (SMALL, BF16, "gelu", 0.1), (SMALL, FP32, "gelu", 0.0)]
+        yield from [
+            (TALL, BF16, "swiglu", 0.0),
+            ((16384, 256, 1024), BF16, "swiglu", 0.1),
+            (SMALL, BF16, "gelu", 0.1),
+            (SMALL, FP32, "gelu", 0.0),
+        ]
 
 
 def steps(architecture: str):
     """The launches of ``normalize_step``, with rows in registers and in blocks."""
-    for width, dtype in ((3, FP32), (1024, BF16), (16384, BF16)):
+    for width, dtype in ((3, FP32), (1000, BF16), (1024, BF16), (16384, BF16)):
         x = torch.empty((4096, width), dtype=dtype, device="meta")
         tensors, options = Tensors(x, torch.empty(width, device="meta")), Options(0.0, "tangent", 1e-12)
         with recording(architecture, PROCESSORS[architecture]) as found:
