@@ -32,7 +32,12 @@ DTYPES = {
 NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
-TALL, SMALL, NARROW, FEW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512), (64, 1024, 4096)
+TALL, SMALL, NARROW, FEW = (
+    (16384, 1024, 4096),
+    (1024, 512, 1024),
+    (16384, 128, 512),
+    (8, 2048, 2048),
+)  # FEW: every product in parts
 SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
 _SHAPES_OF = {  # calls that launch a product, where TALL's do not
     "narrow": (NARROW, (1024, 64, 128)),
@@ -110,7 +115,8 @@ def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]
         few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, ("gelu", "swiglu"), (0.0, 0.1))
     elif architecture == "sm90":
         few += [(shape, "bfloat16", "gelu", 0.0) for shape in SHAPES]
-        few += [(TALL, "bfloat16", "swiglu", 0.0), (SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
+        few += [(TALL, "bfloat16", "swiglu", 0.0), ((16384, 256, 1024), "bfloat16", "swiglu", 0.1)]
+        few += [(SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
     for call in few:
         yield from launches(*call)
 
@@ -132,7 +138,7 @@ def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callabl
 
 def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
     """Rows in registers and in blocks."""
-    widths = [(3, "float32"), (1024, "bfloat16"), (16384, "bfloat16")]
+    widths = [(3, "float32"), (1000, "bfloat16"), (1024, "bfloat16"), (16384, "bfloat16")]
     if wanted.shapes or wanted.dtypes:
         dtypes = [d for d in wanted.dtypes or ("bfloat16",) if d != "tf32"]
         widths = itertools.product({shape[1] for shape in wanted.shapes} or (1024, 16384), dtypes)

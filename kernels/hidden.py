@@ -21,6 +21,7 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .product import as_matrix, as_operands, precision, product, product_pair, tile_at, turns
 from .product_parts import product_parts, sum_of_parts
+from .rows import aligned
 from .slices import slices
 from .tiles import Tile, cut, tile
 
@@ -61,19 +62,22 @@ def _write_hidden(
 def hidden_forward_kernel(
     n, w, b, z, h, M, F, K, n_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: its share of the tiles of h; z and h are contiguous, and each is written if it is given."""
+    F = aligned(F, ALIGN)
     first, last, step = turns(M, F, BM, BN, PERSISTENT)
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
         row, column = tile_row * BM, tile_column * BN
         if GATED:
-            gate, up = product_pair(n, w, row, column, M, F, K, n_stride, w_stride, DESCRIPTORS, BM, BN, BK, PRECISION)
+            gate, up = product_pair(
+                n, w, row, column, M, F, K, n_stride, w_stride, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
+            )
         else:
             gate = product(
-                n, w, row, column, M, F, 0, K, n_stride, w_stride, True, True, DESCRIPTORS, BM, BN, BK, PRECISION
+                n, w, row, column, M, F, 0, K, n_stride, w_stride, True, True, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
             )
             up = gate
         gates, ups = slices(gate, BM, BN, SLICES), slices(up, BM, BN, SLICES)
@@ -148,16 +152,17 @@ def _write_backward(
 def hidden_backward_kernel(
     g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: its share of the tiles of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
+    F = aligned(F, ALIGN)
     first, last, step = turns(M, F, BM, BN, PERSISTENT)
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
         row, column = tile_row * BM, tile_column * BN
         tile = product(
-            g, w, row, column, M, F, 0, K, g_stride, w_stride, True, False, DESCRIPTORS, BM, BN, BK, PRECISION
+            g, w, row, column, M, F, 0, K, g_stride, w_stride, True, False, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
         )
         parts = slices(tile, BM, BN, SLICES)
         rows = row + tl.arange(0, BM).to(tl.int64)
@@ -226,11 +231,11 @@ def hidden_forward(
         )  # fmt: skip
         return h
     t = _tile("gated" if gated else "hidden", w, count, hidden, width, not dropout.drops)
-    operands = as_operands(n, w, t, True, True)
+    operands, constants = as_operands(n, w, t, True, True, hidden)
     launch(
         hidden_forward_kernel, t.programs(count, hidden, device), device,
-        *operands[:2], b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
-        **_name(activation), PRECISION=precision(w.dtype), DESCRIPTORS=operands[2], **t.constants(),
+        *operands, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
+        **_name(activation), PRECISION=precision(w.dtype), **constants, **t.constants(),
     )  # fmt: skip
     return h
 
@@ -282,11 +287,11 @@ def hidden_backward(
             BM=t.BM, BN=t.BN, num_warps=t.num_warps,
         )  # fmt: skip
     else:
-        operands = as_operands(g, w, t, True, False)
+        operands, constants = as_operands(g, w, t, True, False, hidden)
         launch(
             hidden_backward_kernel, t.programs(count, hidden, device), device,
-            *operands[:2], z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0),
+            *operands, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0),
             *dropout, DROP=dropout.drops,
-            **_name(activation), PRECISION=precision(w.dtype), DESCRIPTORS=operands[2], **t.constants(),
+            **_name(activation), PRECISION=precision(w.dtype), **constants, **t.constants(),
         )  # fmt: skip
     return dz, h, None if sums is None else sums.sum(0)

@@ -25,7 +25,7 @@ from .norm import affine, rstd_of, standardize
 from .norm_rows import normalize_rows
 from .product import as_matrix, as_operands, precision, product, tile_at, turns
 from .product_parts import product_parts, sum_of_parts
-from .rows import WIDEST, Rows, as_rows, offsets, row_tiles
+from .rows import WIDEST, Rows, aligned, alignment, as_rows, offsets, row_tiles
 from .slices import slices
 from .tiles import cut, tile
 
@@ -37,14 +37,15 @@ COLUMNS = 512  # of a program that adds parts, where no norm follows
 
 @triton.jit
 def _with_residual(
-    u, bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr
-):
+    u, bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr,
+    ALIGN: tl.constexpr,
+):  # fmt: skip
     """``a x + c drop(u + bias)`` of the tile at ``rows`` (int64), ``at``."""
     if bias is not None:
         u += tl.load(bias + at, at < N, 0.0).to(tl.float32)[None, :]
     u = c * drop(u, keeps(rows, at, N, seed, stream, p, DROP), scale, DROP)
     if x is not None:
-        x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + at[None, :]
+        x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + at[None, :]
         u += a * tl.load(x + x_at, inside, 0.0).to(tl.float32)
     return u
 
@@ -53,16 +54,18 @@ def _with_residual(
 def linear_residual_kernel(
     left, right, bias, x, y, total, weight, shift, a, c, eps, M, N, K, left_stride, right_stride,
     x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr,
-    RIGHT_ALONG_K: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr,
+    RIGHT_ALONG_K: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: its share of the tiles of y (contiguous, like total); whole rows where there is a norm."""
+    N = aligned(N, ALIGN)
     first, last, step = turns(M, N, BM, BN, PERSISTENT)
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, N, BM, BN, GROUP)
         tile = product(
             left, right, tile_row * BM, tile_column * BN, M, N, 0, K, left_stride, right_stride,
-            True, RIGHT_ALONG_K, DESCRIPTORS, BM, BN, BK, PRECISION,
+            True, RIGHT_ALONG_K, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION,
         )  # fmt: skip
         parts = slices(tile, BM, BN, SLICES)
         rows = tile_row * BM + tl.arange(0, BM).to(tl.int64)
@@ -71,8 +74,9 @@ def linear_residual_kernel(
             at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
             inside = (rows < M)[:, None] & (at < N)[None, :]
             u = _with_residual(
-                parts[i], bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride, seed, stream, p, scale, DROP
-            )
+                parts[i], bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride,
+                seed, stream, p, scale, DROP, ALIGN,
+            )  # fmt: skip
             if NORM == "none":
                 tl.store(y + rows[:, None] * N + at[None, :], rounded(u, y.dtype.element_ty), inside)
             else:
@@ -111,16 +115,17 @@ def _write_normalized(
 def residual_of_parts_kernel(
     partial, bias, x, y, total, weight, shift, a, c, eps, M, N, parts,
     x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The same from the product's parts. A program: ROWS rows, BLOCK columns, which are all where there is a norm."""
+    N = aligned(N, ALIGN)
     blocks = tl.cdiv(N, BLOCK)
     rows = (tl.program_id(0) // blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = (rows < M)[:, None] & (at < N)[None, :]
     u = _with_residual(
         sum_of_parts(partial, parts, rows, at, M, N, inside),
-        bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride, seed, stream, p, scale, DROP,
+        bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride, seed, stream, p, scale, DROP, ALIGN,
     )  # fmt: skip
     y_at = rows[:, None] * N + at[None, :]
     if NORM != "none":
@@ -175,18 +180,19 @@ def linear_residual(
         launch(
             residual_of_parts_kernel, ceil_div(count, tiles.ROWS) * ceil_div(width, tiles.BLOCK), device,
             partial, bias, x[0], y, n.total, n.weight, n.bias, a, c, n.eps, count, width, plan[1], *x[2:],
-            *dropout, DROP=dropout.drops, NORM=n.name, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+            *dropout, DROP=dropout.drops, NORM=n.name, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
+            ALIGN=alignment(width, *x[3:]), num_warps=tiles.num_warps,
         )  # fmt: skip
         return y
     name = "linear" if norm is None else "linear_norm_dropout" if dropout.drops else "linear_norm"
     t = tile(name, w.dtype, device, count, width, length)
     if norm is not None:
         t = t._replace(BN=max(power_of_2(width), 16))
-    operands = as_operands(left, w, t, True, transposed)
+    operands, constants = as_operands(left, w, t, True, transposed, width, *x[3:])
     launch(
         linear_residual_kernel, t.programs(count, width, device), device,
-        *operands[:2], bias, x[0], y, n.total, n.weight, n.bias, a, c, n.eps, count, width, length,
+        *operands, bias, x[0], y, n.total, n.weight, n.bias, a, c, n.eps, count, width, length,
         left.stride(0), w.stride(0), *x[2:], *dropout, DROP=dropout.drops, NORM=n.name, RIGHT_ALONG_K=transposed,
-        PRECISION=precision(w.dtype), DESCRIPTORS=operands[2], **t.constants(),
+        PRECISION=precision(w.dtype), **constants, **t.constants(),
     )  # fmt: skip
     return y

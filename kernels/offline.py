@@ -33,7 +33,7 @@ TARGETS = {
 # its consumer relatives (8.6, 8.9), which take the same tiles.
 SHARED_MEMORY = {"sm80": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx942": 64 << 10}
 _EXECUTABLE = 4  # SHF_EXECINSTR
-WIDE_ROW = 1024  # channels from which on a row kernel must move 16 bytes a thread
+WIDE_ROW = 1000  # channels from which on a row kernel must move 16 bytes a thread
 
 
 class Resources(NamedTuple):

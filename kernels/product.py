@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .emulation import dot
+from .rows import aligned, alignment
 from .tiles import Tile, precision
 
 __all__ = ["as_matrix", "as_operands", "precision", "product", "product_pair", "tile_at", "turns"]
@@ -40,14 +41,16 @@ def _can_be_described(w: Tensor) -> bool:
     return aligned and rows > 0 and stride >= columns > 0
 
 
-def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool):
-    """``(A, B, DESCRIPTORS)``: the arguments of :func:`product` for matrices whose last dimension has no gaps."""
+def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool, *numbers: int):
+    """``(A, B)`` and the constants of :func:`product`, for matrices whose last dimension has no gaps; ``numbers`` are
+    the lengths and strides of what else the kernel reads and writes."""
+    constants = {"ALIGN": alignment(a.stride(0), b.stride(0), a.shape[1], b.shape[1], *numbers)}
     if not (t.DESCRIPTORS and _can_be_described(a) and _can_be_described(b)):
-        return a, b, False
+        return (a, b), {"DESCRIPTORS": False, **constants}
     block_a = [t.BM, t.BK] if a_along_k else [t.BK, t.BM]
     block_b = [t.BN, t.BK] if b_along_k else [t.BK, t.BN]
-    a = TensorDescriptor(a, [*a.shape], [a.stride(0), 1], block_a)
-    return a, TensorDescriptor(b, [*b.shape], [b.stride(0), 1], block_b), True
+    a, b = (TensorDescriptor(w, [*w.shape], [w.stride(0), 1], block) for w, block in ((a, block_a), (b, block_b)))
+    return (a, b), {"DESCRIPTORS": True, **constants}
 
 
 @triton.jit
@@ -74,7 +77,7 @@ def tile_at(index, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr
 
 @triton.jit
 def _block(w, stride, row, k, rows_end, k_end, ROWS: tl.constexpr, BK: tl.constexpr, ALONG_K: tl.constexpr,
-           DESCRIPTORS: tl.constexpr):  # fmt: skip
+           DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
     """The block (ROWS, BK) of an operand at ``row``, ``k``; 0 outside."""
     if DESCRIPTORS:
         if ALONG_K:
@@ -84,9 +87,12 @@ def _block(w, stride, row, k, rows_end, k_end, ROWS: tl.constexpr, BK: tl.conste
     else:
         rows = row + tl.arange(0, ROWS)
         ks = k + tl.arange(0, BK)
+        stride = aligned(stride, ALIGN)
         if ALONG_K:
+            k_end = aligned(k_end, ALIGN)
             at = rows.to(tl.int64)[:, None] * stride + ks[None, :]
         else:
+            rows_end = aligned(rows_end, ALIGN)
             at = rows[:, None] + ks.to(tl.int64)[None, :] * stride
         return tl.load(w + at, (rows < rows_end)[:, None] & (ks < k_end)[None, :], 0.0)
 
@@ -94,31 +100,31 @@ def _block(w, stride, row, k, rows_end, k_end, ROWS: tl.constexpr, BK: tl.conste
 @triton.jit
 def product(
     a, b, row, column, M, N, begin, end, a_stride, b_stride,
-    A_ALONG_K: tl.constexpr, B_ALONG_K: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    A_ALONG_K: tl.constexpr, B_ALONG_K: tl.constexpr, DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The tile that begins at ``row``, ``column`` of A B over k in [begin, end), of the whole sum or a multiple of BK
     terms."""
     accumulator = tl.zeros((BM, BN), tl.float32)
     for k in range(begin, end, BK):
-        left = _block(a, a_stride, row, k, M, end, BM, BK, A_ALONG_K, DESCRIPTORS)
-        right = _block(b, b_stride, column, k, N, end, BN, BK, B_ALONG_K, DESCRIPTORS)
+        left = _block(a, a_stride, row, k, M, end, BM, BK, A_ALONG_K, DESCRIPTORS, ALIGN)
+        right = _block(b, b_stride, column, k, N, end, BN, BK, B_ALONG_K, DESCRIPTORS, ALIGN)
         accumulator = dot(left, right.T, accumulator, PRECISION)
     return accumulator
 
 
 @triton.jit
 def product_pair(
-    a, b, row, column, M, N, K, a_stride, b_stride, DESCRIPTORS: tl.constexpr,
+    a, b, row, column, M, N, K, a_stride, b_stride, DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The tiles at ``column`` and N columns after it in one loop, both A and B with k inside."""
     first = tl.zeros((BM, BN), tl.float32)
     second = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
-        left = _block(a, a_stride, row, k, M, K, BM, BK, True, DESCRIPTORS)
-        right = _block(b, b_stride, column, k, N, K, BN, BK, True, DESCRIPTORS)
+        left = _block(a, a_stride, row, k, M, K, BM, BK, True, DESCRIPTORS, ALIGN)
+        right = _block(b, b_stride, column, k, N, K, BN, BK, True, DESCRIPTORS, ALIGN)
         first = dot(left, right.T, first, PRECISION)
-        right = _block(b, b_stride, N + column, k, 2 * N, K, BN, BK, True, DESCRIPTORS)
+        right = _block(b, b_stride, N + column, k, 2 * N, K, BN, BK, True, DESCRIPTORS, ALIGN)
         second = dot(left, right.T, second, PRECISION)
     return first, second

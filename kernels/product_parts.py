@@ -15,6 +15,7 @@ from torch import Tensor
 from .device import launch
 from .emulation import rounded
 from .product import as_operands, precision, product, tile_at, turns
+from .rows import aligned
 from .slices import slices
 from .tiles import Tile
 
@@ -25,10 +26,11 @@ __all__ = ["product_parts", "sum_of_parts"]
 def product_parts_kernel(
     left, right, out, c, M, N, K, part, left_stride, right_stride,
     LEFT_ALONG_K: tl.constexpr, RIGHT_ALONG_K: tl.constexpr, CUT: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, PERSISTENT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of one part, or where nothing is cut its share of the tiles."""
+    N = aligned(N, ALIGN)
     tiles = tl.cdiv(M, BM) * tl.cdiv(N, BN)
     first, last, step = turns(M, N, BM, BN, PERSISTENT)
     for turn in tl.range(first, last, step, flatten=PERSISTENT):
@@ -40,7 +42,7 @@ def product_parts_kernel(
         tile_row, tile_column = tile_at(turn % tiles, M, N, BM, BN, GROUP)
         tile = product(
             left, right, tile_row * BM, tile_column * BN, M, N, begin, end, left_stride, right_stride,
-            LEFT_ALONG_K, RIGHT_ALONG_K, DESCRIPTORS, BM, BN, BK, PRECISION,
+            LEFT_ALONG_K, RIGHT_ALONG_K, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION,
         )  # fmt: skip
         parts = slices(tile, BM, BN, SLICES)
         rows = tile_row * BM + tl.arange(0, BM)
@@ -74,11 +76,11 @@ def product_parts(
     out = torch.empty((parts, M, N), dtype=left.dtype if parts == 1 else torch.float32, device=left.device)
     if parts > 1:
         t = t._replace(PERSISTENT=False)
-    a, b, described = as_operands(left, right, t, *along_k)
+    operands, constants = as_operands(left, right, t, *along_k, N)
     launch(
         product_parts_kernel, parts * t.programs(M, N, left.device), left.device,
-        a, b, out, c, M, N, K, part, left.stride(0), right.stride(0),
+        *operands, out, c, M, N, K, part, left.stride(0), right.stride(0),
         LEFT_ALONG_K=along_k[0], RIGHT_ALONG_K=along_k[1], CUT=parts > 1, PRECISION=precision(left.dtype),
-        DESCRIPTORS=described, **t.constants(),
+        **constants, **t.constants(),
     )  # fmt: skip
     return out

@@ -1,6 +1,7 @@
 """Claim: the kernels compile for Ampere, Hopper, Blackwell and MI300 without a GPU, fit their shared memory and use
-their matrix instructions; on Hopper no register is spilled, and row kernels read and write 16 bytes a thread, by the
-word of `macaron-ops inspect-kernels`. ``HYPOTHESIS_PROFILE=thorough``: every tile of the tables in every use."""
+their matrix instructions; on Hopper and Blackwell described operands come by TMA, on Hopper no register is spilled, and
+row kernels read and write 16 bytes a thread: the word of `macaron-ops inspect-kernels`.
+``HYPOTHESIS_PROFILE=thorough`` compiles every tile of the tables in every use."""
 
 import json
 import os
@@ -23,6 +24,7 @@ PRODUCTS = (
     "product_parts_kernel",
     "narrow_ffn_kernel",
 )
+PARTS = ("hidden_of_parts_kernel", "backward_of_parts_kernel", "residual_of_parts_kernel")
 ROW_KERNELS = ("norm_forward", "norm_backward", "step_forward", "step_backward", "step_forward_wide")
 INSPECT = (sys.executable, "-m", "macaron_ops", "inspect-kernels")
 
@@ -42,13 +44,15 @@ def rows(*arguments):
 @pytest.mark.parametrize("architecture", ["sm80", "sm90", "sm100", "gfx942"])
 def test_compiles(architecture):
     found = rows("--arch", architecture, *WHAT)
-    assert {*PRODUCTS, *ROW_KERNELS} <= {row["kernel"] for row in found}
+    assert {*PRODUCTS, *PARTS, *ROW_KERNELS} <= {row["kernel"] for row in found}
     for row in found:
         used, narrow = row["used"], row["dtype"] in ("bfloat16", "float16")
         assert row["faults"] == [] and used["instructions"] > 50, row
         assert used["multiplies"] == (narrow and row["kernel"] in PRODUCTS), row
         if used["multiplies"]:
             assert used["wgmma" if architecture in ("sm90", "sm100") else "mma"] > 0, row
+        described = row["constants"].get("DESCRIPTORS", False) and architecture in ("sm90", "sm100")
+        assert (used["tma"] > 0) == described, row
         if architecture == "sm90":
             assert used["stack"] in (0, None) and not (used["multiplies"] and used["mma"]), row
 

@@ -89,11 +89,11 @@ def test_what_cannot_be_described_goes_by_pointers():
         "rows that overlap": torch.zeros(64, dtype=torch.bfloat16).expand(8, 64),
         "no rows": torch.zeros(0, 64, dtype=torch.bfloat16),
     }
-    assert as_operands(good, good, t, True, True)[2]
-    assert not as_operands(good, good, SMALL, True, True)[2]
+    assert as_operands(good, good, t, True, True)[1]["DESCRIPTORS"]
+    assert not as_operands(good, good, SMALL, True, True)[1]["DESCRIPTORS"]
     for why, matrix in bad.items():
-        a, b, described = as_operands(matrix, good, t, True, False)
-        assert a is matrix and b is good and not described, why
+        (a, b), constants = as_operands(matrix, good, t, True, False)
+        assert a is matrix and b is good and not constants["DESCRIPTORS"], why
 
 
 def test_persistent_programs_fill_the_device_once():
