@@ -32,12 +32,8 @@ DTYPES = {
 NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
-TALL, SMALL, NARROW, FEW = (
-    (16384, 1024, 4096),
-    (1024, 512, 1024),
-    (16384, 128, 512),
-    (8, 2048, 2048),
-)  # FEW: every product in parts
+TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
+FEW = (8, 2048, 2048)  # every product in parts
 SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
 _SHAPES_OF = {  # calls that launch a product, where TALL's do not
     "narrow": (NARROW, (1024, 64, 128)),
