@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from triton.compiler import CompiledKernel
 
-__all__ = ["Launch", "Target", "architecture", "ceil_div", "launch", "power_of_2", "processors", "recording", "target"]
+__all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target"]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
@@ -34,10 +34,11 @@ class Launch(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What launchers plan for."""
+    """What launchers plan for: a device as the tables of :mod:`tiles` know it."""
 
-    architecture: str
-    processors: int
+    architecture: str  # sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"
+    processors: int  # streaming multiprocessors, or compute units
+    name: str = ""
 
 
 class _Recording(NamedTuple):
@@ -49,12 +50,12 @@ _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None
 
 
 @contextmanager
-def recording(architecture: str, processors: int) -> Iterator[list[Launch]]:
+def recording(architecture: str, processors: int, name: str = "") -> Iterator[list[Launch]]:
     """Inside, launchers plan for that device and start nothing: the list holds their launches. For tensors of the
     meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask for them, and
     for whoever starts them later (:mod:`replay`)."""
     launches: list[Launch] = []
-    token = _recording.set(_Recording(Target(architecture, processors), launches))
+    token = _recording.set(_Recording(Target(architecture, processors, name), launches))
     try:
         yield launches
     finally:
@@ -72,21 +73,14 @@ def processors(device: torch.device) -> int:
     return target(device).processors
 
 
-def architecture(device: torch.device) -> str:
-    """The key of :mod:`tiles`' table: sm80, sm90, sm100 or gfx942, the nearest older one of others; "emulated"."""
-    return target(device).architecture
-
-
 @functools.cache
 def _target(device: torch.device) -> Target:
     if device.type != "cuda":
-        return Target("emulated", _EMULATED_PROCESSORS)
-    count = torch.cuda.get_device_properties(device).multi_processor_count
-    if torch.version.hip is not None:
-        return Target("gfx942", count)
-    major, _ = torch.cuda.get_device_capability(device)
+        return Target("emulated", _EMULATED_PROCESSORS, "emulated")
+    properties = torch.cuda.get_device_properties(device)
     # Consumer parts (8.6, 8.9, 12.x) have the shared memory of neither A100 nor B200: the smallest tiles.
-    return Target({9: "sm90", 10: "sm100"}.get(major, "sm80"), count)
+    architecture = "gfx942" if torch.version.hip else {9: "sm90", 10: "sm100"}.get(properties.major, "sm80")
+    return Target(architecture, properties.multi_processor_count, properties.name)
 
 
 def launch(kernel, programs: int, device: torch.device, *arguments, **constants):

@@ -7,7 +7,7 @@ forward, narrow      one kernel (``narrow_ffn``: D <= 128, float32 64)
 forward, wider       n = N(x)                                        a row kernel
                      z = n W_in^T + b_in, h = drop(act(z))           one product with its epilogue (``hidden``)
                      y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
-                     y = N(y), post placement                        a row kernel
+                     y = N(y), post placement                        the same kernel, D > 256: a row kernel
 backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
                      dz = drop(c g W_out) act'(z), h again, db_in    one product
                      dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .hidden import hidden_again, hidden_backward, hidden_forward
-from .linear_residual import linear_residual
+from .linear_residual import Norm, linear_residual
 from .narrow_ffn import NARROW, narrow_ffn
 from .norm_rows import normalize_rows, normalize_rows_backward
 from .rows import LONGEST, Rows, as_rows
@@ -87,10 +87,8 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
         narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
         return y, saved
     h = hidden_forward(_operand(rows, t, o), t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
-    y = _total(rows, t, o, h, output_dropout)
-    if _is_post(o):
-        y = normalize_rows(as_rows(y), o.norm, t.norm_weight, t.norm_bias, o.eps, x.dtype, total)
-    return y.view(x.shape), saved
+    norm = Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if _is_post(o) else None
+    return _total(rows, t, o, h, output_dropout, x.dtype, norm).view(x.shape), saved
 
 
 def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
@@ -119,7 +117,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, again)
     before_norm = rows
     if post:
-        before_norm = as_rows(_total(rows, t, o, h, output_dropout) if no_total else saved.total)
+        total = _total(rows, t, o, h, output_dropout, torch.float32) if no_total else saved.total
+        before_norm = as_rows(total)
 
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = _through_output(
         grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out
@@ -180,11 +179,10 @@ def _operand(rows: Rows, t, o) -> Tensor:
     return normalize_rows(rows, None, None, None, 0.0, t.w_in.dtype)
 
 
-def _total(rows: Rows, t, o, h: Tensor, dropout: Dropout) -> Tensor:
-    """``a x + c drop(h W_out^T + b_out)``, (M, D); in float32 where a norm follows, so that y is rounded once."""
-    dtype = torch.float32 if _is_post(o) else rows.tensor.dtype
+def _total(rows: Rows, t, o, h: Tensor, dropout: Dropout, dtype: torch.dtype, norm: Norm | None = None) -> Tensor:
+    """``a x + c drop(h W_out^T + b_out)``, (M, D), and its norm, if one is given."""
     a, c = o.residual_scale, o.step
-    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout)
+    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout, norm=norm)
 
 
 def _through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):

@@ -27,7 +27,7 @@ from torch import Tensor
 from .device import ceil_div, launch
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
-from .rows import LONGEST, as_rows, offsets, row_tiles
+from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
 from .step import STEP_CHANNELS, STEP_NUMBER, STEP_SCALAR, move_back, read_step, velocity
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
@@ -51,18 +51,19 @@ def why_not(request) -> str | None:
     return None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_forward(
     x, u, y, step_pointer, step, eps, M,
     x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
-    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: ROWS whole rows."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < M)[:, None] & (columns < D)[None, :]
-    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
-    u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+    x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
+    u_at = offsets(rows, u_inner, u_outer, u_stride, ALIGN)[:, None] + columns[None, :]
     xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
     c = read_step(step_pointer, step, columns, D, STEP)
@@ -72,12 +73,13 @@ def step_forward(
     tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_backward(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep."""
     columns = tl.arange(0, BLOCK)
@@ -86,9 +88,9 @@ def step_backward(
     for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
-        g_at = offsets(rows, g_inner, g_outer, g_stride)[:, None] + columns[None, :]
-        x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
-        u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+        g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
+        x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
+        u_at = offsets(rows, u_inner, u_outer, u_stride, ALIGN)[:, None] + columns[None, :]
         g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
         xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
         us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
@@ -135,7 +137,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
         kernel, ceil_div(xs.count, tiles.ROWS), x.device,
         xs.tensor, us.tensor, y, step, options.step, options.eps, xs.count, *xs[2:], *us[2:],
         D=x.shape[-1], DIRECTION=options.direction, STEP=_kind(tensors.step_tensor),
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     return y, Saved()
 
@@ -163,6 +165,6 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
         *gs[2:], *xs[2:], *us[2:],
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     return grad_x, type(tensors)(grad_u, None if partial is None else partial.sum(0))

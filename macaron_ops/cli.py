@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import kernel_commands
+
     top = _Parser(
         prog="macaron-ops",
         description="Transformer layers as operator splittings: measure them, look inside them, see what runs here.",
@@ -79,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_bench(commands)
     _add_profile(commands)
+    kernel_commands.add(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, built and usable here, and why not", description=_doctor.__doc__
     )

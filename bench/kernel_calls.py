@@ -1,0 +1,154 @@
+"""The kernel launches that the operators make on a GPU, recorded on meta tensors: nothing is computed, no GPU needed.
+
+An operator is a row of ``OPERATORS``: a function from an architecture and what is wanted to (launch, dtype) pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from macaron_ops.kernels import ffn_step, normalize_step
+from macaron_ops.kernels.device import Launch, recording
+from macaron_ops.kernels.tiles import operand, tables, using
+from macaron_ops.reference.ffn_step import Options, Tensors
+from macaron_ops.reference.normalize_step import Options as StepOptions
+from macaron_ops.reference.normalize_step import Tensors as StepTensors
+
+__all__ = ["DTYPES", "NEEDS", "OPERATORS", "PROCESSORS", "Wanted", "ffn_arguments", "launches_of_ffn", "multiplying"]
+
+PROCESSORS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}  # A100, H100, B200, MI300X
+# tf32 is float32 with torch's setting for products.
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+}
+NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")
+TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
+FEW = (8, 2048, 2048)  # every product in parts
+SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
+_SHAPES_OF = {  # calls that launch a product, where TALL's do not
+    "narrow": (NARROW, (1024, 64, 128)),
+    "narrow_dropout": (NARROW, (1024, 64, 128)),
+    "linear_norm": ((16384, 256, 1024),),
+    "linear_norm_dropout": ((16384, 256, 1024),),
+    "few": (FEW,),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which calls are made: of these shapes (tokens, D, F) and dtypes, else a few that show every kernel; ``every``: by
+    each tile of the tables and with each activation, with and without dropout."""
+
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    dtypes: tuple[str, ...] = ()
+    every: bool = False
+
+
+@contextmanager
+def multiplying(dtype: str) -> Iterator[torch.dtype]:
+    """The torch dtype of a name of ``DTYPES``, torch's setting for float32 products being what the name says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield DTYPES[dtype]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=None, dropout=0.0, **options):
+    """``(x, tensors, options)``; ``weights`` is the dtype of the products' operands, if it is another."""
+    weights = weights or dtype
+
+    def empty(*shape, dtype=weights):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    inner = 2 * hidden if activation in GATED else hidden
+    options = {"norm": "layer", "eps": 1e-5, "step": 0.5, "residual_scale": 1.0, "placement": "pre", **options}
+    affine = (None, None) if options["norm"] is None else (empty(width, dtype=dtype), empty(width, dtype=dtype))
+    tensors = Tensors(
+        empty(inner, width), empty(inner), empty(width, hidden), empty(width), *affine, empty(dtype=torch.int64)
+    )
+    options = Options(activation=activation, dropout=dropout, activation_dropout=dropout, stream=0, **options)
+    return empty(tokens, width, dtype=dtype), tensors, options
+
+
+def launches_of_ffn(x, tensors, options, architecture="sm90", processors=132, save="fast", needs=NEEDS):
+    """``(forward's, backward's)`` launches."""
+    with recording(architecture, processors) as forward:
+        _, saved = ffn_step.forward(x, tensors, options, save)
+    with recording(architecture, processors) as backward:
+        ffn_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
+    return forward, backward
+
+
+def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    def launches(shape, dtype, activation, p):
+        placement = "post" if activation == "swiglu" else "pre"
+        with multiplying(dtype) as torch_dtype:
+            arguments = ffn_arguments(*shape, torch_dtype, activation, dropout=p, placement=placement)
+            for found in launches_of_ffn(*arguments, architecture, PROCESSORS[architecture]):
+                yield from ((launch, dtype) for launch in found)
+
+    if wanted.every:
+        grid = itertools.product(wanted.shapes or SHAPES, wanted.dtypes or DTYPES, ACTIVATIONS, (0.0, 0.1))
+        for call in grid:
+            yield from launches(*call)
+        yield from _of_every_tile(architecture, wanted.dtypes or tuple(DTYPES), launches)
+        return
+    few = [(TALL, "bfloat16", "gelu", 0.0), (NARROW, "bfloat16", "swiglu", 0.0), (FEW, "bfloat16", "gelu", 0.0)]
+    if wanted.shapes or wanted.dtypes:
+        dtypes = wanted.dtypes or ("bfloat16",)
+        few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, ("gelu", "swiglu"), (0.0, 0.1))
+    elif architecture == "sm90":
+        few += [(shape, "bfloat16", "gelu", 0.0) for shape in SHAPES]
+        few += [(TALL, "bfloat16", "swiglu", 0.0), ((16384, 256, 1024), "bfloat16", "swiglu", 0.1)]
+        few += [(SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
+    for call in few:
+        yield from launches(*call)
+
+
+def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callable) -> Iterator[tuple[Launch, str]]:
+    """Each tile that stands in the architecture's tables, whichever shape may take it."""
+    for table in (table for table in tables() if table.architecture == architecture):
+        rows = [(key, tile) for key, tiles in table.rows.items() for tile in tiles]
+        rows += [(key, tile) for key, entries in table.entries.items() for _, tile in entries]
+        for (kind, product), tile in dict.fromkeys(rows):
+            for dtype in dtypes:
+                with multiplying(dtype) as torch_dtype:
+                    of_this_kind = operand(torch_dtype) == kind
+                shapes = _SHAPES_OF.get(product, (TALL,))
+                for call in itertools.product(shapes, (dtype,), ACTIVATIONS, (0.0, 0.1)) if of_this_kind else ():
+                    with using(product, tile):
+                        yield from list(launches(*call))
+
+
+def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """Rows in registers and in blocks."""
+    widths = [(3, "float32"), (1000, "bfloat16"), (1024, "bfloat16"), (16384, "bfloat16")]
+    if wanted.shapes or wanted.dtypes:
+        dtypes = [d for d in wanted.dtypes or ("bfloat16",) if d != "tf32"]
+        widths = itertools.product({shape[1] for shape in wanted.shapes} or (1024, 16384), dtypes)
+    for width, dtype in widths:
+        x = torch.empty((4096, width), dtype=DTYPES[dtype], device="meta")
+        tensors = StepTensors(x, torch.empty(width, device="meta"))
+        options = StepOptions(0.0, "tangent", 1e-12)
+        with recording(architecture, PROCESSORS[architecture]) as found:
+            normalize_step.forward(x, tensors, options, "fast")
+            normalize_step.backward(x, (True, True, True), x, tensors, normalize_step.Saved(), options)
+        yield from ((launch, dtype) for launch in found)
+
+
+OPERATORS: dict[str, Callable[[str, Wanted], Iterator[tuple[Launch, str]]]] = {
+    "ffn_step": _ffn_step,
+    "normalize_step": _normalize_step,
+}
