@@ -69,7 +69,7 @@ class Tile(NamedTuple):
     PERSISTENT: bool = False  # as many programs as the device holds, each walking over its share of the tiles
     DESCRIPTORS: bool = False  # operands come by tensor descriptors (TMA) where they can
     PARTS: int = 0  # of the sum over k, in "few" and "weight"; 0: by `_parts`
-    MAXNREG: int = 0  # registers of a thread at most, if the epilogue does with them; 0: as many as it wants
+    MAXNREG: int = 0  # NVIDIA: registers of a thread at most, if the epilogue does with them; 0: as many as it wants
 
     def count(self, M: int, N: int) -> int:
         return ceil_div(M, self.BM) * ceil_div(N, self.BN)
