@@ -1,0 +1,97 @@
+"""Tiles of ``sphere_attend_step``: BM points are owned by a program, BN others are met at a time.
+
+A list is tried from its largest tile on, as in ``tiles.py``. Not yet tuned by measurement: on sm_90 no tile spills.
+"""
+
+import functools
+
+import torch
+
+from .device import architecture, processors
+from .tiles import Tile
+
+__all__ = ["NARROW", "channels_of", "sphere_tile"]
+
+# Channels up to which the products are sums in registers: see docs/triton_kernels.md.
+NARROW = {4: 16, 2: 0}
+
+_LANES = (Tile(512, 16, 0, 4, 1), Tile(256, 16, 0, 4, 1), Tile(128, 16, 0, 4, 1), Tile(32, 16, 0, 1, 1))
+_FEW_LANES = (Tile(128, 8, 0, 4, 1), Tile(32, 8, 0, 1, 1))
+# channels, at most -> pass -> tiles
+_NARROW = {
+    4: {"forward": _LANES, "queries": _LANES[1:], "keys": _LANES[1:]},
+    8: {"forward": _FEW_LANES, "queries": _FEW_LANES, "keys": _FEW_LANES},
+    16: {"forward": _FEW_LANES, "queries": _FEW_LANES, "keys": _FEW_LANES},
+}
+_EMULATED = {256: dict.fromkeys(("forward", "queries", "keys"), (Tile(128, 128, 0, 4, 1),))}
+TILES: dict[tuple[str, int], dict[int, dict[str, tuple[Tile, ...]]]] = {
+    ("sm90", 2): {
+        64: {
+            "forward": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+            "queries": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+            "keys": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+        },
+        128: {
+            "forward": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+            "queries": (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2)),
+            "keys": (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2)),
+        },
+        256: {
+            "forward": (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2)),
+            "queries": (Tile(64, 32, 0, 8, 2),),
+            "keys": (Tile(64, 32, 0, 8, 2),),
+        },
+    },
+    ("sm80", 2): {
+        64: {
+            "forward": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
+            "queries": (Tile(64, 64, 0, 4, 2),),
+            "keys": (Tile(64, 64, 0, 4, 2),),
+        },
+        128: {
+            "forward": (Tile(128, 32, 0, 8, 3), Tile(64, 32, 0, 4, 2)),
+            "queries": (Tile(64, 32, 0, 4, 2),),
+            "keys": (Tile(64, 32, 0, 4, 2),),
+        },
+        256: {
+            "forward": (Tile(64, 32, 0, 4, 2),),
+            "queries": (Tile(32, 16, 0, 4, 2),),
+            "keys": (Tile(32, 16, 0, 4, 2),),
+        },
+    },
+    ("gfx942", 2): {
+        64: dict.fromkeys(("forward", "queries", "keys"), (Tile(64, 32, 0, 4, 1),)),
+        128: dict.fromkeys(("forward", "queries", "keys"), (Tile(64, 32, 0, 4, 1),)),
+        256: dict.fromkeys(("forward", "queries", "keys"), (Tile(32, 16, 0, 4, 1),)),
+    },
+    ("sm80", 4): {
+        32: dict.fromkeys(("forward", "queries", "keys"), (Tile(64, 32, 0, 4, 1),)),
+        64: dict.fromkeys(("forward", "queries", "keys"), (Tile(32, 32, 0, 4, 1),)),
+        128: dict.fromkeys(("forward", "queries", "keys"), (Tile(32, 16, 0, 4, 1),)),
+        256: dict.fromkeys(("forward", "queries", "keys"), (Tile(16, 16, 0, 4, 1),)),
+    },
+}
+TILES["sm100", 2] = TILES["sm90", 2]
+TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
+TILES["emulated", 2] = TILES["emulated", 4] = _EMULATED
+
+
+def channels_of(width: int, channels: int, dtype: torch.dtype) -> tuple[bool, int]:
+    """``(whether the narrow kernels run it, the row of the table)``."""
+    most = max(width, channels)
+    narrow = min(width, channels) > 0 and most <= NARROW[dtype.itemsize]
+    return narrow, most
+
+
+def sphere_tile(name: str, narrow: bool, channels: int, dtype: torch.dtype, device: torch.device, batch: int, owners: int):
+    """The tile of a pass: "forward", "queries" or "keys"."""
+    return _sphere_tile(name, narrow, channels, dtype.itemsize, architecture(device), processors(device), batch, owners)
+
+
+@functools.lru_cache(4096)
+def _sphere_tile(
+    name: str, narrow: bool, channels: int, itemsize: int, architecture: str, processors: int, batch: int, owners: int
+) -> Tile:
+    table = _NARROW if narrow and architecture != "emulated" else TILES[architecture, itemsize]
+    tiles = next(row for most, row in table.items() if channels <= most)[name]
+    return next((t for t in tiles if batch * t.count(owners, 1) >= processors), tiles[-1])
