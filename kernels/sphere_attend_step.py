@@ -30,11 +30,13 @@ from .sphere_narrow import narrow_forward_kernel, narrow_keys_kernel, narrow_que
 from .sphere_rows import rows_backward_kernel
 from .sphere_tiles import channels_of, sphere_tile
 from .step import STEP_CHANNELS, step_kind
+from .tiles import Tile
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
+TOGETHER = 128  # channels: beyond, the sums of dk and dv are more than the registers, and each has a pass of its own
 
 
 class Saved(NamedTuple):
@@ -84,10 +86,15 @@ class _Particles(NamedTuple):
         same = tensors.key is tensors.value
         return cls(x, q, k, v, torch.Size(batch).numel(), n, k.shape[-2], width, q.shape[-1], same)
 
+    def tile(self, name: str, owners: int) -> tuple[bool, Tile]:
+        """Whether the narrow kernels run a pass, and its tile."""
+        dtype, device = self.x.dtype, self.x.device
+        narrow, channels = channels_of(self.width, self.channels, dtype)
+        return narrow, sphere_tile(name, narrow, channels, dtype, device, self.batch, owners)
+
     def launch(self, name: str, kernels: tuple, owners: int, *arguments, **constants) -> None:
-        """A pass over pairs: one program for every block of owners."""
-        narrow, most = channels_of(self.width, self.channels, self.x.dtype)
-        s = sphere_tile(name, narrow, most, self.x.dtype, self.x.device, self.batch, owners)
+        """A pass over pairs by the wide or the narrow kernel: one program for every block of owners."""
+        narrow, s = self.tile(name, owners)
         if not narrow:
             constants |= {"BE": max(power_of_2(self.channels), 16), "PRECISION": precision(self.x.dtype)}
         if not narrow or name == "forward":
@@ -97,11 +104,6 @@ class _Particles(NamedTuple):
             *arguments, self.queries, self.keys, D=self.width, E=self.channels, **constants,
             BM=s.BM, BN=s.BN, num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
-
-    def programs(self, name: str, owners: int) -> int:
-        narrow, most = channels_of(self.width, self.channels, self.x.dtype)
-        s = sphere_tile(name, narrow, most, self.x.dtype, self.x.device, self.batch, owners)
-        return self.batch * ceil_div(owners, s.BM)
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
@@ -123,6 +125,22 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     return y, saved
 
 
+class _Wanted(NamedTuple):
+    """Which gradients the passes over pairs are for: of query, key and value, whether given or x, and of beta."""
+
+    q: bool
+    k: bool
+    v: bool
+    beta: bool
+
+    @classmethod
+    def of(cls, need_x: bool, need, t, softmax: bool, keys: int) -> "_Wanted":
+        q, k, v = (need_x if given is None else wanted for given, wanted in zip(t[:3], need[:3], strict=True))
+        if softmax and keys == 1:  # its weight is 1 whatever its score
+            return cls(False, False, v, False)
+        return cls(q, k, v, need.beta_tensor)
+
+
 def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
     """The gradients in x and in the tensors, None where not needed."""
     need_x, t, o = needs[0], tensors, options
@@ -131,49 +149,31 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         zeros = (torch.zeros_like(v) if n else None for v, n in zip(t, need, strict=True))
         return torch.zeros_like(x) if need_x else None, type(t)(*zeros)
     p, softmax = _Particles.of(x, t), o.weighting == "softmax"
-    need_q, need_k, need_v = (
-        need_x if given is None else wanted
-        for given, wanted in ((t.query, need.query), (t.key, need.key), (t.value, need.value))
-    )
-    pairs = need_q or need_k or need_v or need.beta_tensor
-    attends = t.query is None or t.key is None or t.value is None  # x does
-    grad_x = None
-    if need_x:
+    wanted = _Wanted.of(need_x, need, t, softmax, p.keys)
+    grad_x = g = offset = None
+    if need_x:  # in float32 while terms are added to it
+        attends = any(given is None for given in t[:3])
         grad_x = torch.empty(x.shape, dtype=torch.float32 if attends else x.dtype, device=x.device)
-    g = torch.empty_like(p.x) if pairs else None
-    offset = torch.zeros(x.shape[:-1], dtype=torch.float32, device=x.device) if pairs else None
-    grad_step = _through_the_move(grad.contiguous(), p, t, saved, o, grad_x, g, offset if softmax else None, need)
-    grad_q, grad_k, grad_v = (
-        (None if not wanted else grad_x if given is None else torch.empty_like(own))
-        for wanted, given, own in ((need_q, t.query, p.q), (need_k, t.key, p.k), (need_v, t.value, p.v))
-    )
-    by_beta = None
-    if need_q or need.beta_tensor or (need_k and softmax):
-        itself = t.query is None and t.key is None and t.value is None
-        settle = "none" if not softmax else "after" if itself and need_q and not need.beta_tensor else "before"
-        if need.beta_tensor:
-            by_beta = torch.empty(p.programs("queries", p.queries), dtype=torch.float32, device=x.device)
-        p.launch(
-            "queries", (wide_queries_kernel, narrow_queries_kernel), p.queries,
-            p.q, p.k, p.v, g, *saved, offset, grad_q, by_beta, t.beta_tensor, o.beta,
-            SAME=p.same, CAUSAL=o.causal, SETTLE=settle, NEED_Q=need_q or need.beta_tensor, ADD=t.query is None,
-        )  # fmt: skip
-    if need_k or need_v:
-        p.launch(
-            "keys", (wide_keys_kernel, narrow_keys_kernel), p.keys,
-            p.q, p.k, p.v, g, saved.shift, offset, grad_k, grad_v, t.beta_tensor, o.beta,
-            CAUSAL=o.causal, NEED_K=need_k, NEED_V=need_v, ADD_K=t.key is None, ADD_V=t.value is None,
-        )  # fmt: skip
-    given = (
-        grad_of if wanted else None
-        for grad_of, wanted in zip((grad_q, grad_k, grad_v), (need.query, need.key, need.value), strict=True)
-    )
-    return grad_x, type(t)(*given, grad_step, None if by_beta is None else by_beta.sum())
+    if any(wanted):
+        g = torch.empty_like(p.x)
+        offset = torch.zeros(x.shape[:-1], dtype=torch.float32, device=x.device)
+    by_step = _through_the_move(grad.contiguous(), p, t, saved, o, grad_x, g, offset if softmax else None, need)
+    grads = [
+        grad_x if given is None else torch.empty_like(own) if n else None
+        for given, own, n in zip(t[:3], p[1:4], wanted[:3], strict=True)
+    ]
+    by_beta = _queries_pass(p, t, saved, o, g, offset, grads[0], wanted)
+    _keys_pass(p, t, saved, o, g, offset, *grads[1:], wanted)
+    of_given = [
+        None if not n else torch.zeros_like(given) if found is None else found
+        for given, found, n in zip(
+            (*t[:3], t.beta_tensor), (*grads, by_beta), (*need[:3], need.beta_tensor), strict=True
+        )
+    ]
+    return grad_x, type(t)(*of_given[:3], by_step, of_given[3])
 
 
-def _through_the_move(
-    grad: Tensor, p: _Particles, t, saved: Saved, o, grad_x: Tensor | None, g: Tensor | None, offset: Tensor | None, need
-) -> Tensor | None:
+def _through_the_move(grad: Tensor, p: _Particles, t, saved: Saved, o, grad_x, g, offset, need) -> Tensor | None:
     """Writes dx past the attention, g and d, each if given; returns dstep if needed."""
     rows, tiles, kind = p.batch * p.queries, row_tiles(p.width), step_kind(t.step_tensor)
     programs = tiles.programs(rows, p.x.device)
@@ -188,3 +188,34 @@ def _through_the_move(
         D=p.width, DIRECTION=o.direction, STEP=kind, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
     )  # fmt: skip
     return None if partial is None else partial.sum(0)
+
+
+def _queries_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_q, wanted: _Wanted) -> Tensor | None:
+    """dq, settled d; returns dbeta if wanted."""
+    softmax = o.weighting == "softmax"
+    if not (wanted.q or wanted.beta or (wanted.k and softmax)):
+        return None
+    itself = p.same and t.query is None and t.key is None
+    settle = "none" if not softmax else "after" if itself and wanted.q and not wanted.beta else "before"
+    partial = None
+    if wanted.beta:
+        programs = p.batch * ceil_div(p.queries, p.tile("queries", p.queries)[1].BM)
+        partial = torch.empty(programs, dtype=torch.float32, device=p.x.device)
+    p.launch(
+        "queries", (wide_queries_kernel, narrow_queries_kernel), p.queries,
+        p.q, p.k, p.v, g, *saved, offset, grad_q if wanted.q else None, partial, t.beta_tensor, o.beta,
+        SAME=p.same, CAUSAL=o.causal, SETTLE=settle, NEED_Q=wanted.q or wanted.beta, ADD=t.query is None,
+    )  # fmt: skip
+    return None if partial is None else partial.sum()
+
+
+def _keys_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_k, grad_v, wanted: _Wanted) -> None:
+    """dk and dv, in one pass or two."""
+    apart = max(p.width, p.channels) > TOGETHER
+    for k, v in ((wanted.k, False), (False, wanted.v)) if apart else ((wanted.k, wanted.v),):
+        if k or v:
+            p.launch(
+                "keys", (wide_keys_kernel, narrow_keys_kernel), p.keys,
+                p.q, p.k, p.v, g, saved.shift, offset, grad_k, grad_v, t.beta_tensor, o.beta,
+                CAUSAL=o.causal, NEED_K=k, NEED_V=v, ADD_K=t.key is None, ADD_V=t.value is None,
+            )  # fmt: skip

@@ -173,10 +173,10 @@ def wide_keys_kernel(
     )  # fmt: skip
     at = (batch * M + keys)[:, None]
     inside = (keys < M)[:, None]
-    if NEED_K:
-        dk *= number
-        if ADD_K and ADD_V and NEED_V:
-            dk += dv
+    dk *= number
+    if ADD_K and ADD_V:  # both are x's
+        dv += dk
+    elif NEED_K:
         add_or_store(grad_k + (at * E + to_e[None, :]), dk, inside & (to_e < E)[None, :], ADD_K)
-    if NEED_V and not (ADD_K and ADD_V):
+    if NEED_V or (ADD_K and ADD_V):
         add_or_store(grad_v + (at * D + to_d[None, :]), dv, inside & (to_d < D)[None, :], ADD_V)

@@ -79,7 +79,9 @@ def wide_forward_kernel(
     number = read_number(beta_pointer, beta)
     scale = magnitude(number)
     at = batch * N + rows
-    qs = signed(load_points(q + (batch * N + begin) * E, tl.arange(0, BM), tl.arange(0, BE), N - begin, E, BE, True), number)
+    qs = signed(
+        load_points(q + (batch * N + begin) * E, tl.arange(0, BM), tl.arange(0, BE), N - begin, E, BE, True), number
+    )
     k += batch * M * E
     v += batch * M * D
     u, total = tl.zeros((BM, BD), tl.float32), tl.zeros((BM,), tl.float32)

@@ -298,13 +298,9 @@ def narrow_keys_kernel(
     dk, dv = _along_queries(
         ks, vs, dk, dv, q, g, shift, offset, whole, N, keys, N, scale, E, D, CAUSAL, True, NEED_K, NEED_V, BN
     )
-    dk = _times(dk, number, E)
-    if ADD_K and ADD_V:
-        if NEED_K and NEED_V:
-            dk = _plus_row(dk, 1.0, dv, E)
-            _store(grad_k, at, inside, dk, E, True)
-    else:
-        if NEED_K:
-            _store(grad_k, at, inside, dk, E, ADD_K)
-        if NEED_V:
-            _store(grad_v, at, inside, dv, D, ADD_V)
+    if ADD_K and ADD_V:  # both are x's
+        dv = _plus_row(dv, number, dk, D)
+    elif NEED_K:
+        _store(grad_k, at, inside, _times(dk, number, E), E, ADD_K)
+    if NEED_V or (ADD_K and ADD_V):
+        _store(grad_v, at, inside, dv, D, ADD_V)

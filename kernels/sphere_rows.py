@@ -49,7 +49,8 @@ def magnitude(beta):
 @triton.jit
 def signed(points, beta):
     """``points`` with the sign of beta."""
-    return tl.where(beta < 0, -points, points)
+    wide = points.to(tl.float32)
+    return rounded(tl.where(beta < 0, -wide, wide), points.dtype)
 
 
 @triton.jit
@@ -62,9 +63,7 @@ def shift_of(most):
 
 
 @triton.jit
-def save_statistics(
-    saved_shift, saved_total, rows, inside, most, total, M, SOFTMAX: tl.constexpr, dtype: tl.constexpr
-):
+def save_statistics(saved_shift, saved_total, rows, inside, most, total, M, SOFTMAX: tl.constexpr, dtype: tl.constexpr):
     """The sum by which u has to be divided. Backward finds ``w_ij = 2^(t_ij - shift_i) / total_i``: where products
     round their operands to 16 bits e_ij is the weight itself, and total_i what would take it, or du_i, out of range."""
     shift = shift_of(most)

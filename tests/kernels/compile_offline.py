@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch  # noqa: E402
 
-from macaron_ops.kernels import normalize_step  # noqa: E402
+from macaron_ops.kernels import normalize_step, sphere_attend_step  # noqa: E402
 from macaron_ops.kernels.device import recording  # noqa: E402
 from macaron_ops.kernels.offline import compile_for, resources  # noqa: E402
+from macaron_ops.reference import sphere_attend_step as sphere  # noqa: E402
 from macaron_ops.reference.normalize_step import Options, Tensors  # noqa: E402
 from tests.kernels.tools import ffn_arguments, launches_of_ffn  # noqa: E402
 
@@ -53,6 +54,23 @@ def steps(architecture: str):
         yield from ((launch, dtype) for launch in found)
 
 
+def particles(architecture: str, everything: bool):
+    """The launches of ``sphere_attend_step``, of points among themselves."""
+    calls = [(1 << 18, 3, FP32), (1 << 16, 64, BF16)]
+    if everything:
+        calls = [(n, d, t) for n in (1 << 18, 1 << 12) for d in (3, 8, 32, 64, 128, 256) for t in (BF16, FP16, FP32)]
+    elif architecture == "sm90":
+        calls += [(1 << 16, 256, BF16), (1 << 12, 8, FP32), (1 << 12, 64, FP32)]
+    for n, width, dtype in calls:
+        x = torch.empty((n, width), dtype=dtype, device="meta")
+        tensors = sphere.Tensors(None, None, None, None, None)
+        options = sphere.Options(0.3, 4.0, "softmax", "tangent", everything, 1e-12)
+        with recording(architecture, PROCESSORS[architecture]) as found:
+            _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
+            sphere_attend_step.backward(x, (True, *(False,) * 5), x, tensors, saved, options)
+        yield from ((launch, dtype) for launch in found)
+
+
 def launches(architecture: str, everything: bool):
     for shape, dtype, activation, p in calls(architecture, everything):
         options = {"placement": "post"} if activation == "swiglu" else {}
@@ -60,6 +78,7 @@ def launches(architecture: str, everything: bool):
         for found in launches_of_ffn(*arguments, architecture, PROCESSORS[architecture]):
             yield from ((launch, dtype) for launch in found)
     yield from steps(architecture)
+    yield from particles(architecture, everything)
 
 
 def main(architecture: str, what: str) -> None:

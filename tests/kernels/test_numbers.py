@@ -9,14 +9,14 @@ import macaron_ops
 from tests import twins
 from tests.native.calls import Call, Drawn, check, values
 from tests.native.calls import run as run_call
-from tests.native.strategies import ffn_calls, normalize_calls
+from tests.native.strategies import ffn_calls, normalize_calls, sphere_calls
 from tests.ops.cases import CASES, build
 from tests.ops.test_numbers import run, upcast
 from tests.rule import assert_draws_by_rule
 
 TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
-OURS = [case for case in CASES if case.operator.__name__ in ("ffn_step", "normalize_step")]
+OURS = [case for case in CASES if case.operator.__name__ in ("ffn_step", "normalize_step", "sphere_attend_step")]
 few = settings(max_examples=8, suppress_health_check=list(HealthCheck))
 
 
@@ -93,4 +93,10 @@ def test_any_ffn_step(device, call):
 @few
 @given(call=normalize_calls())
 def test_any_normalize_step(device, call):
+    check(call, "triton", device)
+
+
+@few
+@given(call=sphere_calls())
+def test_any_sphere_attend_step(device, call):
     check(call, "triton", device)

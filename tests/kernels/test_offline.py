@@ -19,7 +19,11 @@ PRODUCTS = (
     "linear_residual_kernel",
     "weight_gradient_kernel",
     "narrow_ffn_kernel",
+    "wide_forward_kernel",
+    "wide_queries_kernel",
+    "wide_keys_kernel",
 )
+PAIRS = ("narrow_forward_kernel", "narrow_queries_kernel", "narrow_keys_kernel", "rows_backward_kernel")
 ROW_KERNELS = ("norm_forward", "norm_backward", "step_forward", "step_backward", "step_forward_wide")
 
 
@@ -35,7 +39,7 @@ def test_compiles(architecture):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {*PRODUCTS, *ROW_KERNELS} <= {kernel["kernel"] for kernel in found}
+    assert {*PRODUCTS, *PAIRS, *ROW_KERNELS} <= {kernel["kernel"] for kernel in found}
     for kernel in found:
         assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
         narrow = kernel["dtype"] != "torch.float32" and kernel["kernel"] in PRODUCTS
