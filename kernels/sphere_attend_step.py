@@ -30,7 +30,6 @@ from .sphere_narrow import narrow_forward_kernel, narrow_keys_kernel, narrow_que
 from .sphere_rows import rows_backward_kernel
 from .sphere_tiles import channels_of, sphere_tile
 from .step import STEP_CHANNELS, step_kind
-from .tiles import Tile
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -86,21 +85,17 @@ class _Particles(NamedTuple):
         same = tensors.key is tensors.value
         return cls(x, q, k, v, torch.Size(batch).numel(), n, k.shape[-2], width, q.shape[-1], same)
 
-    def tile(self, name: str, owners: int) -> tuple[bool, Tile]:
-        """Whether the narrow kernels run a pass, and its tile."""
-        dtype, device = self.x.dtype, self.x.device
-        narrow, channels = channels_of(self.width, self.channels, dtype)
-        return narrow, sphere_tile(name, narrow, channels, dtype, device, self.batch, owners)
-
     def launch(self, name: str, kernels: tuple, owners: int, *arguments, **constants) -> None:
         """A pass over pairs by the wide or the narrow kernel: one program for every block of owners."""
-        narrow, s = self.tile(name, owners)
+        dtype, device = self.x.dtype, self.x.device
+        narrow, channels = channels_of(self.width, self.channels, dtype)
+        s = sphere_tile(name, narrow, channels, dtype, device, self.batch, owners)
         if not narrow:
-            constants |= {"BE": max(power_of_2(self.channels), 16), "PRECISION": precision(self.x.dtype)}
+            constants |= {"BE": max(power_of_2(self.channels), 16), "PRECISION": precision(dtype)}
         if not narrow or name == "forward":
             constants["BD"] = max(power_of_2(self.width), 2 if narrow else 16)
         launch(
-            kernels[narrow], self.batch * ceil_div(owners, s.BM), self.x.device,
+            kernels[narrow], self.batch * ceil_div(owners, s.BM), device,
             *arguments, self.queries, self.keys, D=self.width, E=self.channels, **constants,
             BM=s.BM, BN=s.BN, num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
@@ -197,16 +192,13 @@ def _queries_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_q, wanted: 
         return None
     itself = p.same and t.query is None and t.key is None
     settle = "none" if not softmax else "after" if itself and wanted.q and not wanted.beta else "before"
-    partial = None
-    if wanted.beta:
-        programs = p.batch * ceil_div(p.queries, p.tile("queries", p.queries)[1].BM)
-        partial = torch.empty(programs, dtype=torch.float32, device=p.x.device)
+    slopes = torch.empty_like(offset) if wanted.beta else None
     p.launch(
         "queries", (wide_queries_kernel, narrow_queries_kernel), p.queries,
-        p.q, p.k, p.v, g, *saved, offset, grad_q if wanted.q else None, partial, t.beta_tensor, o.beta,
+        p.q, p.k, p.v, g, *saved, offset, grad_q if wanted.q else None, slopes, t.beta_tensor, o.beta,
         SAME=p.same, CAUSAL=o.causal, SETTLE=settle, NEED_Q=wanted.q or wanted.beta, ADD=t.query is None,
     )  # fmt: skip
-    return None if partial is None else partial.sum()
+    return None if slopes is None else slopes.sum(dtype=torch.float64)  # of numbers that cancel
 
 
 def _keys_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_k, grad_v, wanted: _Wanted) -> None:

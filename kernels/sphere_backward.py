@@ -1,7 +1,7 @@
 """The passes over pairs of ``sphere_attend_step``'s backward on matrix products: flash attention's two, each of which
 owns what it writes, so that nothing needs an atomic operation.
 
-    queries    a_ij = e_ij (<g_i, v_j> - d_i);  dq_i = beta sum_j a_ij k_j;  dbeta = sum_i <q_i, sum_j a_ij k_j>
+    queries    a_ij = e_ij (<g_i, v_j> - d_i);  dq_i = beta sum_j a_ij k_j;  dbeta = sum_ij a_ij <q_i, k_j>
     keys       dk_j = beta sum_i a_ij q_i;  dv_j = sum_i e_ij g_i
 
 d_i = <g_i, u_i>, but where a few weights are most of a row <g_i, v_j> - d_i is a small difference of two sums that were
@@ -22,11 +22,12 @@ __all__ = ["wide_keys_kernel", "wide_queries_kernel"]
 
 @triton.jit
 def _along_keys(
-    q, g, offset, shift, dq, excess, k, v, begin, end, rows, N, M, scale, E: tl.constexpr, D: tl.constexpr,
-    SAME: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, NEED_Q: tl.constexpr, PRECISION: tl.constexpr,
+    q, g, offset, shift, dq, excess, slope, k, v, begin, end, rows, N, M, scale, E: tl.constexpr, D: tl.constexpr,
+    SAME: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, NEED_Q: tl.constexpr,
+    NEED_BETA: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The keys in [begin, end): ``(sum_j a_ij k_j, sum_j a_ij)``."""
+    """The keys in [begin, end): ``(sum_j a_ij k_j, sum_j a_ij, sum_j a_ij <q_i, k_j>)``."""
     keys = tl.arange(0, BN)
     for start in range(begin, end, BN):
         first = tl.cast(start, tl.int64)
@@ -38,20 +39,39 @@ def _along_keys(
             e = tl.where(sees(rows[:, None], (start + keys)[None, :], N, M, CAUSAL), e, 0.0)
         a = e * (dot(g, tl.trans(vs), tl.zeros((BM, BN), tl.float32), PRECISION) - offset[:, None])
         excess += tl.sum(a, 1)
+        if NEED_BETA:
+            slope += tl.sum(a * s, 1)
         if NEED_Q:
             dq = dot(rounded(a, ks.dtype), ks, dq, PRECISION)
-    return dq, excess
+    return dq, excess, slope
+
+
+@triton.jit
+def _over_keys(
+    q, g, offset, shift, dq, excess, slope, k, v, whole, end, rows, N, M, scale, E: tl.constexpr, D: tl.constexpr,
+    SAME: tl.constexpr, CAUSAL: tl.constexpr, NEED_Q: tl.constexpr, NEED_BETA: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """The keys in [0, end): those before ``whole`` are there and seen by every row."""
+    dq, excess, slope = _along_keys(
+        q, g, offset, shift, dq, excess, slope, k, v, 0, whole, rows, N, M, scale,
+        E, D, SAME, CAUSAL, False, NEED_Q, NEED_BETA, PRECISION, BM, BN, BE, BD,
+    )  # fmt: skip
+    return _along_keys(
+        q, g, offset, shift, dq, excess, slope, k, v, whole, end, rows, N, M, scale,
+        E, D, SAME, CAUSAL, True, NEED_Q, NEED_BETA, PRECISION, BM, BN, BE, BD,
+    )  # fmt: skip
 
 
 @triton.jit
 def wide_queries_kernel(
-    q, k, v, g, u, shift, total, offset, grad_q, partial, beta_pointer, beta, N, M,
+    q, k, v, g, u, shift, total, offset, grad_q, slopes, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, SETTLE: tl.constexpr,
     NEED_Q: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """A program: BM queries of one batch element, the settled ``offset`` of their rows, their share of dbeta. Where
-    grad_q is that of x, it has the terms past the attention and gets these added."""
+    """A program: BM queries of one batch element, the settled ``offset`` of their rows, their terms of dbeta (slopes).
+    Where grad_q is that of x, it has the terms past the attention and gets these added."""
     blocks = tl.cdiv(N, BM)
     batch = tl.cast(tl.program_id(0) // blocks, tl.int64)
     begin = (blocks - 1 - tl.program_id(0) % blocks) * BM
@@ -70,36 +90,27 @@ def wide_queries_kernel(
     v += batch * M * D
     whole = (tl.minimum(begin + 1, M) if CAUSAL else M) // BN * BN
     end = tl.minimum(begin + BM, M) if CAUSAL else M
-    dq = tl.zeros((BM, BE), tl.float32)
+    dq, slope = tl.zeros((BM, BE), tl.float32), tl.zeros((BM,), tl.float32)
     if SETTLE == "before":
         excess = tl.zeros((BM,), tl.float32)
-        _, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, 0, whole, rows, N, M, scale,
+        _, excess, _ = _over_keys(
+            qs, gs, d, shifts, dq, excess, slope, k, v, whole, end, rows, N, M, scale,
             E, D, SAME, CAUSAL, False, False, PRECISION, BM, BN, BE, BD,
-        )  # fmt: skip
-        _, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, whole, end, rows, N, M, scale,
-            E, D, SAME, CAUSAL, True, False, PRECISION, BM, BN, BE, BD,
         )  # fmt: skip
         d += excess / tl.load(total + at, inside, 1.0)
         tl.store(offset + at, d, inside)
     if NEED_Q:
         excess = tl.zeros((BM,), tl.float32)
-        dq, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, 0, whole, rows, N, M, scale,
-            E, D, SAME, CAUSAL, False, True, PRECISION, BM, BN, BE, BD,
-        )  # fmt: skip
-        dq, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, whole, end, rows, N, M, scale,
-            E, D, SAME, CAUSAL, True, True, PRECISION, BM, BN, BE, BD,
+        dq, excess, slope = _over_keys(
+            qs, gs, d, shifts, dq, excess, slope, k, v, whole, end, rows, N, M, scale,
+            E, D, SAME, CAUSAL, True, slopes is not None, PRECISION, BM, BN, BE, BD,
         )  # fmt: skip
         if SETTLE == "after":
             us = load_points(u + (batch * N + begin) * D, here, to_d, N - begin, D, BD, True)
             dq -= excess[:, None] * us
             tl.store(offset + at, d + excess / tl.load(total + at, inside, 1.0), inside)
-        if partial is not None:
-            again = load_points(q, here, to_e, N - begin, E, BE, True).to(tl.float32)
-            tl.store(partial + tl.program_id(0), tl.sum(again * dq))
+        if slopes is not None:
+            tl.store(slopes + at, signed(slope, number), inside)
         if grad_q is not None:
             to = grad_q + (at[:, None] * E + to_e[None, :])
             add_or_store(to, number * dq, inside[:, None] & (to_e < E)[None, :], ADD)

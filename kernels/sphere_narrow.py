@@ -150,16 +150,18 @@ def narrow_forward_kernel(
 
 @triton.jit
 def _along_keys(
-    q, g, offset, shift, dq, excess, k, v, begin, end, rows, M, scale, E: tl.constexpr, D: tl.constexpr,
-    SAME: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, NEED_Q: tl.constexpr, BN: tl.constexpr,
+    q, g, offset, shift, dq, excess, slope, k, v, begin, end, rows, M, scale, E: tl.constexpr, D: tl.constexpr,
+    SAME: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, NEED_Q: tl.constexpr,
+    NEED_BETA: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """The keys in [begin, end): ``(sum_j a_ij k_j, sum_j a_ij)``."""
+    """The keys in [begin, end): ``(sum_j a_ij k_j, sum_j a_ij, sum_j a_ij <q_i, k_j>)``."""
     for start in range(begin, end, BN):
         keys = tl.arange(0, BN)
         first = tl.cast(start, tl.int64)
         inside = (keys < M - start) if MASKED else None
         ks = _points(k + first * E, keys, inside, E)
-        e = tl.exp2(_products(ks, q, E) * scale - shift[None, :])
+        s = _products(ks, q, E)
+        e = tl.exp2(s * scale - shift[None, :])
         if MASKED:
             seen = (start + keys)[:, None] < M
             if CAUSAL:
@@ -168,14 +170,32 @@ def _along_keys(
         vs = ks if SAME else _points(v + first * D, keys, inside, D)
         a = e * (_products(vs, g, D) - offset[None, :])
         excess += tl.sum(a, 0)
+        if NEED_BETA:
+            slope += tl.sum(a * s, 0)
         if NEED_Q:
             dq = _plus(dq, a, ks, E)
-    return dq, excess
+    return dq, excess, slope
+
+
+@triton.jit
+def _over_keys(
+    q, g, offset, shift, dq, excess, slope, k, v, whole, end, rows, M, scale, E: tl.constexpr, D: tl.constexpr,
+    SAME: tl.constexpr, CAUSAL: tl.constexpr, NEED_Q: tl.constexpr, NEED_BETA: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The keys in [0, end): those before ``whole`` are there and seen by every row."""
+    dq, excess, slope = _along_keys(
+        q, g, offset, shift, dq, excess, slope, k, v, 0, whole, rows, M, scale,
+        E, D, SAME, CAUSAL, False, NEED_Q, NEED_BETA, BN,
+    )  # fmt: skip
+    return _along_keys(
+        q, g, offset, shift, dq, excess, slope, k, v, whole, end, rows, M, scale,
+        E, D, SAME, CAUSAL, True, NEED_Q, NEED_BETA, BN,
+    )  # fmt: skip
 
 
 @triton.jit
 def narrow_queries_kernel(
-    q, k, v, g, u, shift, total, offset, grad_q, partial, beta_pointer, beta, N, M,
+    q, k, v, g, u, shift, total, offset, grad_q, slopes, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, SETTLE: tl.constexpr,
     NEED_Q: tl.constexpr, ADD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -196,33 +216,24 @@ def narrow_queries_kernel(
     v += batch * M * D
     whole = (tl.minimum(begin + 1, M) if CAUSAL else M) // BN * BN
     end = tl.minimum(begin + BM, M) if CAUSAL else M
-    dq, excess = _zeros(BM, E), tl.zeros((BM,), tl.float32)
+    dq, excess, slope = _zeros(BM, E), tl.zeros((BM,), tl.float32), tl.zeros((BM,), tl.float32)
     if SETTLE == "before":
-        _, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, 0, whole, rows, M, scale, E, D, SAME, CAUSAL, False, False, BN
-        )
-        _, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, whole, end, rows, M, scale, E, D, SAME, CAUSAL, True, False, BN
+        _, excess, _ = _over_keys(
+            qs, gs, d, shifts, dq, excess, slope, k, v, whole, end, rows, M, scale, E, D, SAME, CAUSAL, False, False, BN
         )
         d += excess / tl.load(total + at, inside, 1.0)
         tl.store(offset + at, d, inside)
     if NEED_Q:
         excess = tl.zeros((BM,), tl.float32)
-        dq, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, 0, whole, rows, M, scale, E, D, SAME, CAUSAL, False, True, BN
-        )
-        dq, excess = _along_keys(
-            qs, gs, d, shifts, dq, excess, k, v, whole, end, rows, M, scale, E, D, SAME, CAUSAL, True, True, BN
-        )
+        dq, excess, slope = _over_keys(
+            qs, gs, d, shifts, dq, excess, slope, k, v, whole, end, rows, M, scale,
+            E, D, SAME, CAUSAL, True, slopes is not None, BN,
+        )  # fmt: skip
         if SETTLE == "after":
             dq = _plus_row(dq, -excess, _points(u, at, inside, E), E)
             tl.store(offset + at, d + excess / tl.load(total + at, inside, 1.0), inside)
-        if partial is not None:
-            slope = tl.zeros((BM,), tl.float32)
-            unsigned = _points(q, at, inside, E)
-            for c in tl.static_range(E):
-                slope += unsigned[c] * dq[c]
-            tl.store(partial + tl.program_id(0), tl.sum(slope))
+        if slopes is not None:
+            tl.store(slopes + at, signed(slope, number), inside)
         if grad_q is not None:
             _store(grad_q, at, inside, _times(dq, number, E), E, ADD)
 

@@ -39,10 +39,10 @@ def results(backend, x, beta, **options):
     return y.detach(), torch.autograd.grad(y, x, grad.to(y))[0]
 
 
-@pytest.mark.parametrize(("n", "d", "dtype"), [(400, 3, "float32"), (300, 17, "float32"), (300, 24, "bfloat16")])
-def test_several_blocks_of_causal_particles(n, d, dtype, device):
-    tensors = {"x": Drawn((n, d), "unit", "x"), "beta": Drawn((), "positive", "x", scale=3.0)}
-    check(Call("sphere_attend_step", tensors, {"step": 0.3, "causal": True}, dtype), "triton", device)
+@pytest.mark.parametrize("d", [3, 17])
+def test_two_blocks_of_causal_particles(d, device):
+    tensors = {"x": Drawn((150, d), "unit", "x"), "beta": Drawn((), "positive", "x", scale=3.0)}
+    check(Call("sphere_attend_step", tensors, {"step": 0.3, "causal": True}), "triton", device)
 
 
 @pytest.mark.parametrize("d", [3, 17])
@@ -50,7 +50,7 @@ def test_concentrated_weights(d, device):
     """A few neighbours of a particle have most of its weight: the gradients of scores cancel."""
 
     def draw(seed):
-        x = particles(200, d, seed=seed).to(device)
+        x = particles(140, d, seed=seed).to(device)
         found = [results(*how, 60.0) for how in (("triton", x), ("eager", x), ("reference", x.double()))]
         return {name: triple for name, *triple in zip(("y", "gradient of x"), *found, strict=True)}
 
