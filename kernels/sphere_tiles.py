@@ -66,10 +66,22 @@ TILES: dict[tuple[str, int], dict[int, dict[str, tuple[Tile, ...]]]] = {
     },
     # Without tensor cores, unless tf32 is allowed: operands are in registers too.
     ("sm80", 4): {
-        32: {**dict.fromkeys(_PASSES, (Tile(64, 32, 0, 4, 1),)), "keys": (Tile(32, 32, 0, 4, 1),)},
-        64: {**dict.fromkeys(_PASSES, (Tile(32, 32, 0, 4, 1),)), "keys": (Tile(32, 16, 0, 4, 1),)},
-        128: dict.fromkeys(_PASSES, (Tile(32, 16, 0, 4, 1),)),
-        256: dict.fromkeys(_PASSES, (Tile(16, 16, 0, 4, 1),)),
+        32: {
+            "forward": (Tile(64, 64, 0, 8, 1),),
+            "queries": (Tile(64, 32, 0, 4, 1),),
+            "keys": (Tile(32, 32, 0, 4, 1),),
+        },
+        64: {
+            "forward": (Tile(32, 32, 0, 4, 1),),
+            "queries": (Tile(32, 32, 0, 4, 1),),
+            "keys": (Tile(32, 16, 0, 4, 1),),
+        },
+        128: dict.fromkeys(_PASSES, (Tile(32, 16, 0, 8, 1),)),
+        256: {
+            "forward": (Tile(16, 16, 0, 4, 1),),
+            "queries": (Tile(16, 16, 0, 16, 1),),
+            "keys": (Tile(16, 16, 0, 4, 1),),
+        },
     },
 }
 for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little
