@@ -97,7 +97,7 @@ def step_backward(
         if NEED_U:
             tl.store(grad_u + y_at, rounded(du, grad_u.dtype.element_ty), inside)
         if NEED_STEP:
-            sums += dstep
+            sums += tl.where(inside, dstep, 0.0)  # past the last row it is NaN where eps is 0
     if NEED_STEP:
         if STEP == STEP_CHANNELS:
             tl.store(partial + tl.program_id(0) * D + columns, tl.sum(sums, 0), columns < D)
