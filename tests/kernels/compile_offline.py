@@ -19,8 +19,9 @@ import torch  # noqa: E402
 from macaron_ops.kernels import normalize_step, sphere_attend_step  # noqa: E402
 from macaron_ops.kernels.device import recording  # noqa: E402
 from macaron_ops.kernels.offline import compile_for, resources  # noqa: E402
-from macaron_ops.reference import sphere_attend_step as sphere  # noqa: E402
 from macaron_ops.reference.normalize_step import Options, Tensors  # noqa: E402
+from macaron_ops.reference.sphere_attend_step import Options as SphereOptions  # noqa: E402
+from macaron_ops.reference.sphere_attend_step import Tensors as SphereTensors  # noqa: E402
 from tests.kernels.tools import ffn_arguments, launches_of_ffn  # noqa: E402
 
 PROCESSORS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}
@@ -63,8 +64,8 @@ def particles(architecture: str, everything: bool):
         calls += [(1 << 16, 256, BF16), (1 << 12, 8, FP32), (1 << 12, 64, FP32)]
     for n, width, dtype in calls:
         x = torch.empty((n, width), dtype=dtype, device="meta")
-        tensors = sphere.Tensors(None, None, None, None, None)
-        options = sphere.Options(0.3, 4.0, "softmax", "tangent", everything, 1e-12)
+        tensors = SphereTensors(None, None, None, None, None)
+        options = SphereOptions(0.3, 4.0, "softmax", "tangent", everything, 1e-12)
         with recording(architecture, PROCESSORS[architecture]) as found:
             _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
             sphere_attend_step.backward(x, (True, *(False,) * 5), x, tensors, saved, options)
