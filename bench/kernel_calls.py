@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
-from macaron_ops.kernels import ffn_step, normalize_step
+from macaron_ops.kernels import ffn_step, normalize_step, sphere_attend_step
 from macaron_ops.kernels.device import Launch, recording
 from macaron_ops.kernels.tiles import operand, tables, using
 from macaron_ops.reference.ffn_step import Options, Tensors
 from macaron_ops.reference.normalize_step import Options as StepOptions
 from macaron_ops.reference.normalize_step import Tensors as StepTensors
+from macaron_ops.reference.sphere_attend_step import Options as SphereOptions
+from macaron_ops.reference.sphere_attend_step import Tensors as SphereTensors
 
 __all__ = ["DTYPES", "NEEDS", "OPERATORS", "PROCESSORS", "Wanted", "ffn_arguments", "launches_of_ffn", "multiplying"]
 
@@ -148,7 +150,30 @@ def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch,
         yield from ((launch, dtype) for launch in found)
 
 
+def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """Points among themselves: (points, D) are the first two numbers of a shape."""
+    calls = [(1 << 18, 3, "float32"), (1 << 16, 64, "bfloat16")]
+    if wanted.shapes or wanted.dtypes:
+        points = [shape[:2] for shape in wanted.shapes if shape[1] <= 256] or [(1 << 16, 64)]
+        calls = [(n, width, dtype) for n, width in points for dtype in wanted.dtypes or ("bfloat16",)]
+    elif wanted.every:
+        grid = itertools.product((1 << 18, 1 << 12), (3, 8, 32, 64, 128, 256), DTYPES)
+        calls = list(grid)
+    elif architecture == "sm90":
+        calls += [(1 << 16, 256, "bfloat16"), (1 << 12, 8, "float32"), (1 << 12, 64, "float32")]
+    for points, width, dtype in calls:
+        with multiplying(dtype) as torch_dtype:
+            x = torch.empty((points, width), dtype=torch_dtype, device="meta")
+            tensors = SphereTensors(None, None, None, None, None)
+            options = SphereOptions(0.3, 4.0, "softmax", "tangent", wanted.every, 1e-12)
+            with recording(architecture, PROCESSORS[architecture]) as found:
+                _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
+                sphere_attend_step.backward(x, (True, *(False,) * 5), x, tensors, saved, options)
+            yield from [(launch, dtype) for launch in found]
+
+
 OPERATORS: dict[str, Callable[[str, Wanted], Iterator[tuple[Launch, str]]]] = {
     "ffn_step": _ffn_step,
     "normalize_step": _normalize_step,
+    "sphere_attend_step": _sphere_attend_step,
 }

@@ -28,7 +28,7 @@ from .device import ceil_div, launch
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
 from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
-from .step import STEP_CHANNELS, STEP_NUMBER, STEP_SCALAR, move_back, read_step, velocity
+from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -67,10 +67,8 @@ def step_forward(
     xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
     c = read_step(step_pointer, step, columns, D, STEP)
-    along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
-    z = xs + c * velocity(xs, us, along, eps, DIRECTION)
-    length = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), eps)
-    tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
+    ys = move(xs, us, c, eps, DIRECTION)
+    tl.store(y + rows[:, None] * D + columns[None, :], rounded(ys, y.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -94,34 +92,19 @@ def step_backward(
         g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
         xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
         us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
-        along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
-        v = velocity(xs, us, along, eps, DIRECTION)
-        z = xs + c * v
-        norm = tl.sqrt(tl.sum(z * z, 1))[:, None]
-        length = tl.maximum(norm, eps)
-        radial = tl.where(norm >= eps, tl.sum(g * z, 1)[:, None] / length, 0.0)
-        dz = (g - z / length * radial) / length
-        dv = c * dz
-        back = tl.sum(dv * (us if DIRECTION == "difference" else xs), 1)[:, None]
-        dx, du = move_back(dz, dv, xs, us, along, back, eps, DIRECTION)
+        dx, du, dstep = move_backward(g, xs, us, c, eps, DIRECTION)
         y_at = rows[:, None] * D + columns[None, :]
         if NEED_X:
             tl.store(grad_x + y_at, rounded(dx, grad_x.dtype.element_ty), inside)
         if NEED_U:
             tl.store(grad_u + y_at, rounded(du, grad_u.dtype.element_ty), inside)
         if NEED_STEP:
-            sums += dz * v
+            sums += tl.where(inside, dstep, 0.0)  # past the last row it is NaN where eps is 0
     if NEED_STEP:
         if STEP == STEP_CHANNELS:
             tl.store(partial + tl.program_id(0) * D + columns, tl.sum(sums, 0), columns < D)
         else:
             tl.store(partial + tl.program_id(0), tl.sum(sums))
-
-
-def _kind(step_tensor: Tensor | None) -> int:
-    if step_tensor is None:
-        return STEP_NUMBER.value
-    return STEP_SCALAR.value if step_tensor.dim() == 0 else STEP_CHANNELS.value
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
@@ -136,7 +119,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     launch(
         kernel, ceil_div(xs.count, tiles.ROWS), x.device,
         xs.tensor, us.tensor, y, step, options.step, options.eps, xs.count, *xs[2:], *us[2:],
-        D=x.shape[-1], DIRECTION=options.direction, STEP=_kind(tensors.step_tensor),
+        D=x.shape[-1], DIRECTION=options.direction, STEP=step_kind(tensors.step_tensor),
         ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     return y, Saved()
@@ -153,7 +136,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         return grad_x, type(tensors)(grad_u, torch.zeros_like(tensors.step_tensor) if need_step else None)
     gs, xs, us = as_rows(grad), as_rows(x), as_rows(tensors.u)
     step = None if tensors.step_tensor is None else tensors.step_tensor.contiguous()
-    tiles, kind = row_tiles(width), _kind(tensors.step_tensor)
+    tiles, kind = row_tiles(width), step_kind(tensors.step_tensor)
     programs = tiles.programs(xs.count, x.device)
     partial = None
     if need_step:

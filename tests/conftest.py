@@ -5,9 +5,11 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in which Triton's interpreter multiplies; before torch
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 GPU = torch.cuda.is_available()
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()

@@ -23,8 +23,12 @@ PRODUCTS = (
     "linear_residual_kernel",
     "product_parts_kernel",
     "narrow_ffn_kernel",
+    "wide_forward_kernel",
+    "wide_queries_kernel",
+    "wide_keys_kernel",
 )
 PARTS = ("hidden_of_parts_kernel", "backward_of_parts_kernel", "residual_of_parts_kernel")
+PAIRS = ("narrow_forward_kernel", "narrow_queries_kernel", "narrow_keys_kernel", "rows_backward_kernel")
 ROW_KERNELS = ("norm_forward", "norm_backward", "step_forward", "step_backward", "step_forward_wide")
 INSPECT = (sys.executable, "-m", "macaron_ops", "inspect-kernels")
 
@@ -44,7 +48,7 @@ def rows(*arguments):
 @pytest.mark.parametrize("architecture", ["sm80", "sm90", "sm100", "gfx942"])
 def test_compiles(architecture):
     found = rows("--arch", architecture, *WHAT)
-    assert {*PRODUCTS, *PARTS, *ROW_KERNELS} <= {row["kernel"] for row in found}
+    assert {*PRODUCTS, *PARTS, *PAIRS, *ROW_KERNELS} <= {row["kernel"] for row in found}
     for row in found:
         used, narrow = row["used"], row["dtype"] in ("bfloat16", "float16")
         assert row["faults"] == [] and used["instructions"] > 50, row
