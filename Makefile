@@ -10,14 +10,15 @@ OFFLINE := HF_HUB_OFFLINE=1 PIP_NO_INDEX=1
 SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:allow_user_segv_handler=0 \
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	MACARON_OPS_NATIVE_LIBRARY=$(CURDIR)/build/sanitize/libmacaron_ops_cpu.so
+	MACARON_OPS_NATIVE_LIBRARY=$(CURDIR)/build/$(if $(EMULATE),emulate-)sanitize/libmacaron_ops_cpu.so
 
-.PHONY: help bench test native sanitize check format clean
+.PHONY: help bench test native emulate sanitize check format clean
 
 help:
 	@echo "make bench     time Lie-Trotter and Strang layers and a real model: tables, plots, report.html in results/"
 	@echo "make test      run the tests (10 minutes at most on 2 cores)"
 	@echo "make native    build what changed in csrc/ (make bench and make test do it first)"
+	@echo "make emulate   the tests of the operators on the AVX-512 kernels, emulated with AVX2"
 	@echo "make sanitize  the tests of the operators on a library with AddressSanitizer and UBSan (needs GCC)"
 	@echo "make check     formatting and lint, changing nothing;  make format  formats and mends"
 	@echo "make clean     remove .venv and what tools left, but not results/"
@@ -37,8 +38,16 @@ test: native
 native: $(READY)
 	@$(VENV)/bin/python tools/build_native.py
 
+emulate: $(READY)
+	@$(VENV)/bin/python tools/build_native.py --emulate
+	@for isa in avx512 avx512_bf16; do \
+		$(OFFLINE) MACARON_OPS_NATIVE_LIBRARY=$(CURDIR)/build/emulate/libmacaron_ops_cpu.so MACARON_OPS_CPU_ISA=$$isa \
+			$(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --ignore=tests/native/test_build.py tests/ops tests/native \
+			$(ARGS) || exit 1; \
+	done
+
 sanitize: $(READY)
-	@$(VENV)/bin/python tools/build_native.py --sanitize
+	@$(VENV)/bin/python tools/build_native.py --sanitize $(if $(EMULATE),--emulate)
 	@$(SANITIZED) $(VENV)/bin/python -c "import sys; from macaron_ops import native; sys.exit(native.why_not_loaded())"
 	@$(OFFLINE) $(SANITIZED) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --capture=sys -m "not inductor" \
 		--ignore=tests/native/test_build.py tests/ops tests/native $(ARGS)

@@ -177,7 +177,7 @@ def randomize_(module: nn.Module, seed: int) -> nn.Module:
 
 def random_parameter(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Normal: matrices scaled by fan-in^-1/2, norm weights about 1, everything else small."""
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, device=generator.device)
     if len(shape) == 2:
         return values * shape[1] ** -0.5
     return 1 + 0.1 * values if "norm" in name and name.endswith("weight") else 0.1 * values

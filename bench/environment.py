@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+_PACKAGE = Path(__file__).resolve().parent
 _DISTRIBUTIONS = ("torch", "triton", "numpy", "transformers", "pykeops", "macaron_ops")
 
 
@@ -25,9 +27,40 @@ def record(device: torch.device) -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _DISTRIBUTIONS},
         "commit": commit(),
+        "sources": sources(device),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "backends": _backends(),
     }
+
+
+# What must be equal in two runs' records for one to go on where the other stopped.
+_SAME = ("device_type", "threads", "python", "versions", "sources", "matmul_precision")
+_SAME_DEVICE = ("name", "driver", "cuda", "multiprocessors", "memory_bytes")
+
+
+def differences(record: dict[str, object], other: dict[str, object]) -> list[str]:
+    """What of the device or the software differs between two records, in words."""
+    pairs = [(name, record.get(name), other.get(name)) for name in _SAME]
+    devices = record.get("device", {}), other.get("device", {})
+    pairs += [(f"device {name}", *(device.get(name) for device in devices)) for name in _SAME_DEVICE]
+    return [f"{name} was {was}, is {now}" for name, now, was in pairs if now != was]
+
+
+def sources(device: torch.device) -> str:
+    """A digest of the package's code and the kernels' tables, with the native library where that runs: it also tells
+    apart what no commit has, or checkouts without git."""
+    import macaron_ops
+    from macaron_ops import kernels, native
+
+    digest = hashlib.sha256()
+    folders = (Path(macaron_ops.__file__).parent, Path(kernels.__file__).parent, _PACKAGE)
+    files = {path.resolve() for folder in folders for path in folder.rglob("*.py")}
+    files |= set(folders[1].rglob("*.json"))
+    if device.type == "cpu" and native.library():
+        files.add(native.library())
+    for path in sorted(files):
+        digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def load_average() -> float | None:
@@ -90,16 +123,26 @@ def _cuda(device: torch.device) -> dict[str, object]:
     return found | _nvidia_smi(device)
 
 
+_SMI_FIELDS = {
+    "driver_version": "driver",
+    "clocks.sm": "clock_mhz",
+    "clocks.max.sm": "clock_max_mhz",
+    "clocks.mem": "memory_clock_mhz",
+    "power.limit": "power_limit_w",
+    "power.draw": "power_w",
+    "temperature.gpu": "temperature_c",
+}
+_CHANGING = ("clock_mhz", "memory_clock_mhz", "power_w", "temperature_c")
+
+
+def under_load(device: torch.device) -> dict[str, object]:
+    """Clocks, power and temperature of a GPU, for a moment at which it works; an idle one's clocks tell nothing."""
+    return {name: value for name, value in _nvidia_smi(device).items() if name in _CHANGING}
+
+
 def _nvidia_smi(device: torch.device) -> dict[str, object]:
     """Driver, clocks, power limit and temperature as nvidia-smi tells them; empty where it is missing."""
-    fields = {
-        "driver_version": "driver",
-        "clocks.sm": "clock_mhz",
-        "clocks.max.sm": "clock_max_mhz",
-        "clocks.mem": "memory_clock_mhz",
-        "power.limit": "power_limit_w",
-        "temperature.gpu": "temperature_c",
-    }
+    fields = _SMI_FIELDS
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     command = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:

@@ -13,18 +13,22 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from . import numbers, table
-from .group import AFTER, BEFORE, EAGER, KEOPS, OURS, PRODUCTS, SDPA
+from .group import AFTER, BEFORE, COMPILED, EAGER, KEOPS, OURS, PRODUCTS, SDPA
 from .results import Row
 
 SPEED = "speed"  # the denominator's time / this time: at least the bound
 ACTIVATIONS = "activation memory"  # this / the denominator's: at most the bound
 BYTES = "memory"  # peak bytes: at most the bound
+LAUNCHED = "speed as launched"  # the same as speed, with what Python takes to launch the kernels
+COPY = "share of copy bandwidth"  # of what must be read and written: at least the bound
+_AT_LEAST = (SPEED, LAUNCHED, COPY)
 MEDIAN, WORST = "median", "worst"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`where` are suite, pattern of subjects, dtype and pass; `shape` is what a measurement's shape must hold."""
+    """`where` are suite, pattern of subjects, dtype and pass; `shape` is what a measurement's shape must hold, `tokens`
+    how many tokens it must have."""
 
     what: str
     where: tuple[str, str, str, str]
@@ -34,9 +38,10 @@ class Goal:
     figure: str = SPEED
     of: str = MEDIAN
     shape: dict[str, object] = field(default_factory=dict)
+    tokens: int | None = None
 
 
-NATIVE = f"{OURS} native"
+NATIVE, TRITON = f"{OURS} native", f"{OURS} triton"
 LIE_TROTTER = f"{EAGER} Lie-Trotter"
 _FORWARD, _TRAINING = "forward", "forward+backward"
 _SPACE = ("ops", "sphere_attend_step D=3", "float32")
@@ -45,6 +50,39 @@ _PARTICLES = {"shape": {"particles": 16384}}
 _FFN = ("ops", "ffn_step *")
 _LAYER = ("layers", "*")
 _MODEL = ("model", "MiniLM-L6 *")
+
+# On a GPU, in bfloat16 over 16,384 tokens; the bounds are for an H100.
+_MANY_TOKENS = {"of": WORST, "tokens": 16384}
+_WIDE, _CONFORMERS = "ffn_step wmt-big*", "ffn_step conformer-*"
+_ROWS = ("normalize_step", "layer_norm")
+_SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
+
+
+def _on_gpu(subjects: str, direction: str, over: str, bound: float) -> Goal:
+    where = ("ops", subjects, "bfloat16", direction)
+    return Goal(subjects.removesuffix("*").strip(" -"), where, TRITON, over, bound, **_MANY_TOKENS)
+
+
+def _rows(kernel: str, size: str, direction: str, over: str | None, bound: float, figure: str) -> Goal:
+    where = ("ops", f"{kernel} {size}", "bfloat16", direction)
+    return Goal(f"{kernel}, {_SIZES[size]}", where, TRITON, over, bound, figure, of=WORST)
+
+
+_GPU_GOALS = (
+    _on_gpu(_WIDE, _FORWARD, PRODUCTS, 1 / 1.08),
+    _on_gpu(_WIDE, _FORWARD, EAGER, 1.3),
+    _on_gpu(_WIDE, _FORWARD, COMPILED, 1.1),
+    _on_gpu(_CONFORMERS, _FORWARD, EAGER, 1.8),
+    _on_gpu(_CONFORMERS, _FORWARD, COMPILED, 1.25),
+    _on_gpu(_FFN[1], _TRAINING, EAGER, 1.25),
+    *(_rows(kernel, "??* MB", direction, None, 0.9, COPY) for kernel in _ROWS for direction in (_FORWARD, _TRAINING)),
+    *(
+        _rows(kernel, "1 MB", direction, EAGER, 1.0, figure)
+        for kernel in _ROWS
+        for direction in (_FORWARD, _TRAINING)
+        for figure in (SPEED, LAUNCHED)
+    ),
+)
 
 GOALS = (
     Goal("16,384 particles in space", (*_SPACE, _FORWARD), NATIVE, EAGER, 20, **_PARTICLES),
@@ -62,6 +100,7 @@ GOALS = (
     Goal("Strang layer", (*_LAYER, "bfloat16", _TRAINING), f"{NATIVE} lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS),
     Goal("MiniLM-L6", (*_MODEL, "float32", _FORWARD), AFTER, BEFORE, 1.0, of=WORST),
     Goal("MiniLM-L6", (*_MODEL, "bfloat16", _FORWARD), AFTER, BEFORE, 1.0, of=WORST),
+    *_GPU_GOALS,
 )
 
 
@@ -78,11 +117,11 @@ class Finding:
         values = self.figures.values()
         if self.goal.of == MEDIAN:
             return statistics.median(values)
-        return min(values) if self.goal.figure == SPEED else max(values)
+        return min(values) if self.goal.figure in _AT_LEAST else max(values)
 
     @property
     def met(self) -> bool:
-        return self.figure >= self.goal.bound if self.goal.figure == SPEED else self.figure <= self.goal.bound
+        return self.figure >= self.goal.bound if self.goal.figure in _AT_LEAST else self.figure <= self.goal.bound
 
     @property
     def share(self) -> float | None:
@@ -94,15 +133,19 @@ class Finding:
         goal, write = self.goal, _write(self.goal)
         _, _, dtype, direction = goal.where
         of = f"{goal.of} " if "*" in goal.where[1] else ""
-        possessive = "" if goal.figure == SPEED else "'s"
+        possessive = "" if goal.figure in (SPEED, LAUNCHED) else "'s"
         over = f" over {goal.over}{possessive}" if goal.over else ""
-        asked = f"{'at least' if goal.figure == SPEED else 'at most'} {write(goal.bound)}"
+        asked = f"{'at least' if goal.figure in _AT_LEAST else 'at most'} {write(goal.bound)}"
         return (
             f"{goal.what}: {goal.variant}, {direction} in {dtype}",
             f"{of}{goal.figure}{over}",
             f"{write(self.figure)}{self._range()}",
             asked,
-            "met" if self.met else "slower, missed" if goal.figure == SPEED and self.figure < 1 else "missed",
+            "met"
+            if self.met
+            else "slower, missed"
+            if goal.figure in (SPEED, LAUNCHED) and self.figure < 1
+            else "missed",
             numbers.share(self.share),
         )
 
@@ -149,17 +192,22 @@ def _matching(goal: Goal, rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         words = (row["suite"], row["subject"], row["dtype"], row["pass"])
         if row["variant"] == goal.variant and all(map(fnmatch, words, goal.where)):
-            if goal.shape.items() <= row["shape"].items():
+            if goal.shape.items() <= row["shape"].items() and goal.tokens in (None, row["tokens"]):
                 yield row
 
 
 def _figure(goal: Goal, row: Row, over: Row | None) -> float | None:
     if goal.figure == BYTES:
         return float(row["memory"]["peak_bytes"])
+    if goal.figure == COPY:
+        return row["extra"].get("share_of_copy")
     if over is None:
         return None
     if goal.figure == SPEED:
         return _speed(row, over)
+    if goal.figure == LAUNCHED:
+        mine, theirs = (timed["extra"].get("launched", timed["time"])["median"] for timed in (row, over))
+        return theirs / mine
     mine, theirs = (weighed["memory"].get("activation_bytes") for weighed in (row, over))
     return mine / theirs if mine is not None and theirs else None
 
@@ -169,4 +217,5 @@ def _speed(row: Row, over: Row) -> float:
 
 
 def _write(goal: Goal) -> Callable[[float], str]:
-    return (lambda value: f"{numbers.digits(value / 1e6)} MB") if goal.figure == BYTES else numbers.times
+    writers = {BYTES: lambda value: f"{numbers.digits(value / 1e6)} MB", COPY: numbers.share}
+    return writers.get(goal.figure, numbers.times)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
-from . import compare, goals, numbers, plots, table
+from . import compare, goals, numbers, table
 from .compare import Comparison
 from .group import AFTER, OURS
 from .results import SCHEMA, Row
 from .style import CSS
+
+if TYPE_CHECKING:
+    from .plots import Plot
 
 _SUITES = {
     "model": (
@@ -34,10 +39,14 @@ half of the dtype's digits). A variant that fails has no time.</p>
 Times are medians with the 20th and 80th percentiles. A speed is the median over the rounds of <em>the denominator's
 time divided by this variant's time</em>, so 1.10x is faster than the denominator and 0.90x is slower; it is green
 or red when the 20th to 80th percentiles lie on one side of 1, grey when they do not.</p>
+<p>On a GPU, times are those of CUDA graph replays where all variants of a table could be captured, else of launches
+from Python between two CUDA events; the other of the two is in <code>results.json</code>. <em>ffn_step</em> and the
+row kernels have other copies of their tensors at each call there, three times the L2 cache together.</p>
 <p>TFLOP/s counts the matrix products that the layer needs (backward twice the forward), not what an implementation
-recomputes. <em>of GEMM</em> divides it by the rate of a large square matrix product in the same dtype, measured in
-this run. <em>bare products</em> are the layer's own matrix products with nothing between them; <em>of
-products</em> is their time divided by this variant's: 100% where everything else is free.</p>
+recomputes. <em>of ceiling</em> divides it by the rate of a large square matrix product in the same dtype, measured in
+this run; of row kernels it is the share of the copy bandwidth, counting what must be read or written once. <em>bare
+products</em> are the layer's own matrix products with nothing between them; <em>of products</em> is their time divided
+by this variant's: 100% where everything else is free.</p>
 <p><em>peak MiB</em> is the high-water mark of torch's allocator during one call above its inputs and parameters;
 <em>activ. MiB</em> is the same without what the call returns, its output and gradients; <em>kept MiB</em> is what
 the forward leaves behind for the backward, its output included. Native kernels also have scratch memory outside that
@@ -96,7 +105,13 @@ def _header(document: dict[str, object], device: str) -> str:
 
 
 def _notes(document: dict[str, object]) -> str:
-    return _list("notes", document["notes"]) if document["notes"] else ""
+    notes = document["notes"] + ([] if can_draw() else ["matplotlib is not installed here: there are no pictures."])
+    return _list("notes", notes) if notes else ""
+
+
+def can_draw() -> bool:
+    """Whether there can be pictures."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def _goals(document: dict[str, object]) -> str:
@@ -131,12 +146,21 @@ def _suite(name: str, document: dict[str, object]) -> str:
     if not rows:
         return ""
     title, text = _SUITES[name]
-    pictures = "".join(_figure(plot) for plot in plots.plots(document | {"rows": rows}))
     tables = "".join(_table(section) for section in table.sections(rows))
-    return f'<section id="{name}"><h2>{title}</h2><p>{text}</p>{pictures}{tables}</section>'
+    return f'<section id="{name}"><h2>{title}</h2><p>{text}</p>{_pictures(document | {"rows": rows})}{tables}</section>'
 
 
-def _figure(plot: plots.Plot) -> str:
+def _pictures(document: dict[str, object]) -> str:
+    if not can_draw():
+        return ""
+    from . import plots
+
+    return "".join(_figure(plot) for plot in plots.plots(document))
+
+
+def _figure(plot: Plot) -> str:
+    from . import plots
+
     light, dark = (_data_uri(plots.save(plot, theme)) for theme in (plots.LIGHT, plots.DARK))
     caption = escape(plot.caption)
     return (

@@ -2,7 +2,8 @@
 
 A document is a header (options, environment, ceilings) and rows, one for each variant of each group, each with the raw
 percentiles of its times. It is rewritten after every group through a temporary file and a rename, so what an
-interruption leaves behind are the finished rows. docs of each field: `ROW_FIELDS` and `HEADER_FIELDS`.
+interruption leaves behind are the finished rows. docs of each field: `ROW_FIELDS` and `HEADER_FIELDS`. While a group is
+measured its name is in `measuring`, so that what crashed or hung can be told from what was asked to stop.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Results:
     def __init__(self, folder: Path, header: dict[str, object]) -> None:
         self.path = folder / FILE_NAME
         self._began = datetime.datetime.now(datetime.UTC)
+        self._before = header.get("seconds", 0.0)  # of a run that this one goes on with
         self.document: dict[str, object] = {
             "schema": SCHEMA,
             "status": "running",
@@ -95,7 +97,7 @@ class Results:
 
     def write(self) -> None:
         elapsed = datetime.datetime.now(datetime.UTC) - self._began
-        self.document["seconds"] = round(elapsed.total_seconds(), 1)
+        self.document["seconds"] = round(self._before + elapsed.total_seconds(), 1)
         validate(self.document)
         partial = self.path.with_suffix(".json.partial")
         partial.write_text(json.dumps(self.document, indent=1, allow_nan=False) + "\n")

@@ -1,4 +1,8 @@
-"""One group after another: prepare, check, weigh, time, write. A variant that fails becomes a row that says why."""
+"""One group after another: prepare, check, weigh, time, write. A variant that fails becomes a row that says why.
+
+On CUDA a group is timed as launched and as replays of CUDA graphs, interleaved. Where all of its variants could be
+captured the replays are its times, and what was launched is in `extra`; else the other way round.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from . import memory, timing
 from .correctness import WrongResult
 from .group import COMPILED, Group, Ready, Variant
 from .options import Options
-from .results import Results, Row
+from .results import Results, Row, key
 
 # For the estimate of the remaining time, until the run's own pace corrects it.
 _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 3e14}
@@ -23,7 +27,7 @@ _COMPILE_SECONDS = 15.0
 
 
 class Progress(Protocol):
-    """What watches a run; progress.Console shows it to people."""
+    """What watches a run; lines.Lines and console.Console show it to people."""
 
     def group(self, group: Group, names: Sequence[str]) -> None: ...
     def step(self, doing: str, share: float) -> None: ...
@@ -68,61 +72,106 @@ def select(groups: Sequence[Group], options: Options) -> list[Job]:
     return jobs
 
 
+def remaining(jobs: Sequence[Job], rows: Sequence[Row], options: Options) -> list[Job]:
+    """The jobs of which a row is missing."""
+    there = {key(row) for row in rows}
+    return [job for job in jobs if any(key(_header(job.group, name, options)) not in there for name in job.names)]
+
+
+def given_up(job: Job, options: Options, reason: str) -> list[Row]:
+    """The rows of a job that is not to be tried."""
+    return [_header(job.group, name, options) | {"status": "failed", "reason": reason} for name in job.names]
+
+
 def run(jobs: Sequence[Job], options: Options, results: Results, progress: Progress) -> None:
     """Runs the jobs in order; each one's rows are in the results file when the next begins."""
     ceilings = results.document["ceilings"]
     gc.freeze()  # else each collection between groups goes through all that is imported
     try:
         for job in jobs:
+            results.document["measuring"] = job.group.name
+            results.write()
             progress.group(job.group, job.names)
-            rows = run_group(job, options, ceilings, progress)
+            rows = run_group(job, options, progress)
+            set_shares(rows, ceilings)
+            results.document["measuring"] = None
             results.add(rows)
             progress.done(job.group, rows)
+            _be_sure_of(options.device)
     finally:
         gc.unfreeze()
 
 
+class DeviceLost(RuntimeError):
+    """A kernel's error has made the device useless to this process; the rows so far are written."""
+
+
+def _be_sure_of(device: torch.device) -> None:
+    """After an illegal access every call of CUDA fails, after a capture that failed torch's allocator does, until the
+    process ends."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        raise DeviceLost(f"the device is lost to this process: {_told(error)}") from None
+
+
 def set_shares(rows: Sequence[Row], ceilings: dict[str, object]) -> None:
-    """Writes each row's share of the GEMM ceiling anew, once the run's ceilings are final."""
+    """Writes each row's shares of the ceilings; anew once the run's ceilings are final."""
     for row in rows:
-        if row["status"] == "ok" and row["flops_per_s"]:
+        if row["status"] != "ok":
+            continue
+        if row["flops_per_s"]:
             row["share_of_gemm"] = row["flops_per_s"] / ceilings["gemm"][row["dtype"]]["flops_per_s"]
+        if "bytes" in row["extra"]:
+            row["extra"]["bytes_per_s"] = row["extra"]["bytes"] / row["time"]["median"]
+            row["extra"]["share_of_copy"] = row["extra"]["bytes_per_s"] / ceilings["copy"]["bytes_per_s"]
 
 
-def run_group(job: Job, options: Options, ceilings: dict[str, object], progress: Progress) -> list[Row]:
+def run_group(job: Job, options: Options, progress: Progress) -> list[Row]:
     """The rows of one group; what fails outside of a variant, in making the inputs or in timing, fails the group."""
     group, device = job.group, options.device
     rows: dict[str, Row] = {}
-    calls: dict[str, timing.Call] = {}
+    ready: dict[str, Ready] = {}
+    replays: dict[str, timing.Call] = {}
     try:
         for index, variant in enumerate(group.build(job.names)):
             progress.step(variant.name, 0.5 * index / len(job.names))
             rows[variant.name] = _header(group, variant.name, options)
-            ready = _prepare(variant, rows[variant.name], device)
-            if ready is not None:
-                calls[variant.name] = ready.call
-        replays = _replays(calls, rows, device)
-        if calls:
+            prepared = _prepare(variant, rows[variant.name], device)
+            if prepared is not None:
+                ready[variant.name] = prepared
+                if device.type == "cuda":
+                    replays |= _replay(variant, prepared, rows[variant.name], device)
+        if ready:
+            launches = {name: prepared.call for name, prepared in ready.items()}
             timings = timing.measure(
-                calls | replays,
+                launches | {_replay_name(name): call for name, call in replays.items()},
                 timing.clock_for(device),
                 budget(group, options),
                 lambda share: progress.step("timing", 0.5 + 0.5 * share),
             )
-            for name in calls:
-                replayed = timings.get(_replay_name(name))
-                rows[name] |= _measured(group, name, timings, replayed, ceilings, rows[name])
+            launched = {name: timings[name] for name in ready}
+            replayed = {name: timings[_replay_name(name)].of_each(ready[name].turns) for name in replays}
+            # A group is told one way, so that its ratios compare like with like.
+            told, beside = (replayed, launched) if len(replayed) == len(launched) else (launched, replayed)
+            method = timing.GRAPH if told is replayed else timing.clock_for(device).method
+            for name in ready:
+                if name in beside:
+                    rows[name]["extra"]["launched" if told is replayed else "replay"] = beside[name].as_json()
+                rows[name] |= _measured(group, name, told, method)
     except Exception as error:
         for name in job.names:
             row = rows.setdefault(name, _header(group, name, options))
             if row["status"] == "ok":
                 row |= {"status": "failed", "reason": _told(error)}
     finally:
-        calls.clear()
+        ready.clear()
+        replays.clear()
         torch._dynamo.reset()
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
     return list(rows.values())
 
 
@@ -147,17 +196,16 @@ def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
     return None
 
 
-def _replays(calls: dict[str, timing.Call], rows: dict[str, Row], device: torch.device) -> dict[str, timing.Call]:
-    """On CUDA the same calls as graph replays: the kernels' own time, where capture succeeds."""
-    if device.type != "cuda":
+def _replay(variant: Variant, ready: Ready, row: Row, device: torch.device) -> dict[str, timing.Call]:
+    """The same calls as the replay of a CUDA graph, under the variant's name, where they can be captured."""
+    if not variant.capturable:
+        row["extra"]["replay_refused"] = "it cannot be captured in a CUDA graph"
         return {}
-    replays = {}
-    for name, call in calls.items():
-        try:
-            replays[_replay_name(name)] = timing.replay(call, device)
-        except Exception as error:  # some variants cannot be captured; the row says so
-            rows[name]["extra"]["replay_refused"] = _told(error)
-    return replays
+    try:
+        return {variant.name: timing.replay(ready.call, device, ready.turns)}
+    except Exception as error:  # some variants cannot be captured; the row says so
+        row["extra"]["replay_refused"] = _told(error.__context__ or error)  # the end of the capture fails as well
+        return {}
 
 
 def _replay_name(name: str) -> str:
@@ -175,7 +223,7 @@ def _header(group: Group, name: str, options: Options) -> Row:
         "status": "ok",
         "reason": None,
         "seed": options.seed,
-        "extra": dict(group.extra),
+        "extra": dict(group.extra) | ({"bytes": group.bytes} if group.bytes else {}),
     }
 
 
@@ -183,23 +231,19 @@ def _measured(
     group: Group,
     name: str,
     timings: dict[str, timing.Timing],
-    replayed: timing.Timing | None,
-    ceilings: dict[str, object],
-    row: Row,
+    method: str,
 ) -> Row:
     taken = timings[name]
     over = timings.get(group.denominator)
     rate = group.flops / taken.median if group.flops else None
-    gemm = ceilings["gemm"][group.dtype]["flops_per_s"] if rate else None
     return {
-        "time": taken.as_json(),
+        "time": taken.as_json() | {"method": method},
         "tokens": group.tokens,
         "tokens_per_s": group.tokens / taken.median,
         "flops": group.flops,
         "flops_per_s": rate,
-        "share_of_gemm": rate / gemm if rate else None,
+        "share_of_gemm": None,
         "speedup": {"over": group.denominator, **timing.speedup(taken, over)} if over else None,
-        "extra": row["extra"] | ({"replay": replayed.as_json()} if replayed else {}),
     }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,24 +12,28 @@ from pathlib import Path
 
 import torch
 
-from . import ceilings, environment, headlines, plots, report, runner, suites
+from . import ceilings, environment, headlines, report, runner, suites
 from .compare import Comparison, compare
-from .console import Console
+from .lines import Lines
 from .options import DTYPES, Options
-from .results import FILE_NAME, Results
-from .runner import Job, NothingMatches
+from .results import FILE_NAME, Results, load
+from .runner import DeviceLost, Job, NothingMatches
 
 __all__ = [
+    "DeviceLost",
     "NothingMatches",
     "Outcome",
     "UnwritableFolder",
     "default_folder",
+    "earlier",
     "make_folder",
     "plan",
+    "remaining",
     "run",
     "write_report",
 ]
 
+REPORT = "report.html"
 UNSTEADY = 0.1  # a relative difference of the two measurements of a ceiling that a reader should know of
 
 
@@ -53,17 +59,34 @@ def default_folder() -> Path:
     return Path("results") / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
-def make_folder(folder: Path) -> Path:
-    """The folder, made and proved writable. Raises UnwritableFolder, also where it holds another run's results."""
+def make_folder(folder: Path, resume: bool = False) -> Path:
+    """The folder, made and proved writable. Raises UnwritableFolder, also where it holds another run's results, unless
+    this one is to go on with them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise UnwritableFolder(f"--out {folder}: cannot be written ({error.strerror or error})") from None
-    if (folder / FILE_NAME).exists():
+    if (folder / FILE_NAME).exists() and not resume:
         raise UnwritableFolder(f"--out {folder}: already holds a {FILE_NAME}; choose another folder")
     return folder
+
+
+def earlier(folder: Path, options: Options) -> dict[str, object]:
+    """What an earlier run with the same options, on the same device with the same software, left in `folder`; empty
+    where there was none. Raises UnwritableFolder where one was, but not the same."""
+    if not (folder / FILE_NAME).exists():
+        return {}
+    document = load(folder)
+    different = environment.differences(environment.record(options.device), document["environment"])
+    if any(document["options"].get(name) != value for name, value in options.as_json().items()):
+        different.append("it had other options")
+    if different:
+        raise UnwritableFolder(f"--out {folder}: a run that cannot be gone on with: {'; '.join(different)}")
+    kept = {name: document[name] for name in ("rows", "ceilings", "notes", "started", "seconds")}
+    # A run that could still write told that it was interrupted. This one crashed or hung, and would again.
+    return kept | ({"measuring": document.get("measuring")} if document["status"] == "running" else {})
 
 
 def plan(names: Sequence[str], options: Options) -> list[Job]:
@@ -78,8 +101,11 @@ def run(
     folder: Path,
     old: dict[str, object] | None = None,
     command: str = "",
+    before: dict[str, object] | None = None,
 ) -> Outcome:
-    """Runs the planned jobs into `folder`. KeyboardInterrupt passes through; the finished rows are in the file."""
+    """Runs the planned jobs into `folder`, but for those of which it has the rows from `before`. KeyboardInterrupt and
+    DeviceLost pass through; the finished rows are in the file."""
+    before = before or {}
     torch.manual_seed(options.seed)
     dtypes = [DTYPES[name] for name in options.dtypes]
     header = {
@@ -87,17 +113,23 @@ def run(
         "options": options.as_json() | {"suites": list(names)},
         "environment": environment.record(options.device),
         "notes": _notes(options),
-    }
+    } | before
     results = Results(folder, header)
+    for job in runner.remaining(jobs, results.rows, options):
+        if job.group.name == before.get("measuring"):
+            results.add(runner.given_up(job, options, "the process that measured it before crashed or hung in it"))
+    jobs = runner.remaining(jobs, results.rows, options)
     results.write()
     try:
-        with Console(jobs, options) as console:
+        with _progress(jobs, options) as console:
             device = header["environment"]["device"]["name"]
             console.say(f"macaron_ops bench {' '.join(names)} on {device}, writing to {folder}/")
             first = results.document["ceilings"] = ceilings.measure_ceilings(options.device, dtypes, options.seed)
+            console.say(f"ceilings: {ceilings.told(first)}")
+            results.write()
             runner.run(jobs, options, results, console)
             last = ceilings.measure_ceilings(options.device, dtypes, options.seed)
-        results.document["ceilings"] = ceilings.better(first, last)
+        results.document["ceilings"] = ceilings.better(ceilings.better(first, last), before.get("ceilings") or first)
         runner.set_shares(results.rows, results.document["ceilings"])
         results.document["notes"] += _unsteady(first, last)
     except BaseException:
@@ -111,10 +143,27 @@ def run(
 
 def write_report(document: dict[str, object], folder: Path, comparison: Comparison | None = None) -> Path:
     """Plots and report.html of a results document."""
-    plots.write_all(document, folder / "plots")
-    path = folder / "report.html"
+    if report.can_draw():
+        from . import plots
+
+        plots.write_all(document, folder / "plots")
+    path = folder / REPORT
     path.write_text(report.render(document, headlines.headlines(document), comparison))
     return path
+
+
+def remaining(jobs: Sequence[Job], before: dict[str, object], options: Options) -> list[Job]:
+    """The jobs that the run before did not finish."""
+    return runner.remaining(jobs, before.get("rows", ()), options)
+
+
+def _progress(jobs: Sequence[Job], options: Options) -> Lines:
+    """A bar and colours in a terminal, if rich is installed."""
+    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
+        return Lines(jobs, options)
+    from .console import Console
+
+    return Console(jobs, options)
 
 
 def _notes(options: Options) -> list[str]:
@@ -129,7 +178,7 @@ def _notes(options: Options) -> list[str]:
     if not options.compile:
         notes.append("torch.compile was left out (--no-compile).")
     load = environment.load_average()
-    if load and load > 0.5:
+    if load and load > 0.5 and options.device.type == "cpu":  # a GPU's times are not the host's
         notes.append(f"When the run began, {load:.1f} other programs were running: expect wide percentiles.")
     if options.filters:
         notes.append(f"Only measurements that match {', '.join(options.filters)} were taken, and their denominators.")

@@ -4,6 +4,9 @@ The variants of a group run interleaved, one sample of each in a round, each rou
 that a machine that slows down or wakes up does it to all of them. A sample repeats its call until it is long enough
 to read, and is the mean of those calls. Rounds go on until every median has settled or the time budget is spent.
 What is told is the median with the 20th and 80th percentiles; a ratio is the median of the ratios within each round.
+
+On CUDA every call is timed twice: as Python launches it, with the gaps that the host leaves between short kernels, and
+as the replay of a CUDA graph of it, which has none. `group.in_turn` keeps small tensors from being timed in the cache.
 """
 
 from __future__ import annotations
@@ -34,6 +37,9 @@ class Budget:
 
 
 class Clock(Protocol):
+    method: str
+    warmup_seconds: float
+
     def sample(self, call: Call, calls: int) -> float:
         """Mean seconds of one of `calls` calls in a row."""
 
@@ -43,6 +49,9 @@ class Clock(Protocol):
 
 class HostClock:
     """Wall time on the host: right for the CPU, whose operators return when they are done."""
+
+    method = "host clock"
+    warmup_seconds = 0.0
 
     def sample(self, call: Call, calls: int) -> float:
         begin = time.perf_counter()
@@ -55,7 +64,13 @@ class HostClock:
 
 
 class CudaClock(HostClock):
-    """Device time between two events around the calls; the gaps that the host leaves between launches are in it."""
+    """Device time between two events around the calls; the gaps that the host leaves between launches are in it.
+
+    A GPU's clocks rise while it works, so a call is repeated for a while before it is timed.
+    """
+
+    method = "CUDA events"
+    warmup_seconds = 0.03
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -75,18 +90,31 @@ def clock_for(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else HostClock()
 
 
-def replay(call: Call, device: torch.device, warmup_calls: int = 3) -> Call:
-    """`call` captured in a CUDA graph: its replay has the kernels' time and no gap of the host's."""
+GRAPH = "CUDA graph"
+
+
+def replay(call: Call, device: torch.device, calls: int = 1, warmup_calls: int = 3) -> Call:
+    """`calls` calls captured in a CUDA graph: its replay has the kernels' time and no gap of the host's.
+
+    Their results live until the capture ends, so that no two of the calls write to the same memory. A graph of autograd
+    that is still alive would tie the capture to the stream that it was made on: cycles are collected first.
+    """
     with torch.cuda.device(device):
+        current = torch.cuda.current_stream()
         stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(warmup_calls):
                 call()
-        torch.cuda.current_stream().wait_stream(stream)
+        current.wait_stream(stream)
+        gc.collect()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                results = [call() for _ in range(calls)]
+            del results
+        finally:
+            torch.cuda.set_stream(current)  # where a capture fails, torch leaves its own stream in place
     return graph.replay
 
 
@@ -105,6 +133,10 @@ class Timing:
 
     samples: tuple[float, ...]
     calls: int
+
+    def of_each(self, parts: int) -> Timing:
+        """Of one of the `parts` equal parts that each call consists of."""
+        return Timing(tuple(sample / parts for sample in self.samples), self.calls * parts)
 
     @property
     def median(self) -> float:
@@ -168,8 +200,10 @@ def measure(
 
 def _calls_per_sample(call: Call, clock: Clock, budget: Budget) -> int:
     """Warms the call up and finds how many calls fill a sample. One call that takes the whole budget is enough."""
+    begin = clock.now()
     seconds = clock.sample(call, 1)
-    for _ in range(budget.warmup_calls - 1):
-        if seconds < budget.seconds:
-            seconds = min(seconds, clock.sample(call, 1))
+    done = 1
+    while seconds < budget.seconds and (done < budget.warmup_calls or clock.now() - begin < clock.warmup_seconds):
+        seconds = min(seconds, clock.sample(call, 1))
+        done += 1
     return max(1, min(10_000, math.ceil(budget.sample_seconds / max(seconds, 1e-9))))

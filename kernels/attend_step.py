@@ -8,7 +8,7 @@ forward      n = N(x)                                            a row kernel
              rotary, unit q and k                                a row kernel over heads (``heads``), where asked for
              o, m and l                                          flash attention (``attention_forward``)
              y = a x + c drop(o W_out^T + b_out)                 a product with its epilogue (``linear_residual``)
-             y = N(y), post placement                            a row kernel
+             y = N(y), post placement                            in it at D <= 256, else a row kernel
 backward     g = drop(dy), db_out; post: dN first                a row kernel (none without dropout, norm or bias)
              do = c g W_out,  dW_out = c g^T o                   products
              delta = <do, o>                                     a row kernel over heads
@@ -33,10 +33,10 @@ from .attention_masks import mask_gradient, spans_of
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
-from .norm_rows import normalize_rows, normalize_rows_backward
+from .norm_rows import normalize_rows_backward
 from .projections import Projection, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
-from .sublayer import is_post, operand, residual_sum, through_output, why_not_rows
+from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
@@ -105,10 +105,8 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     attended = torch.empty((rows.count, t.w_out.shape[1]), dtype=dtype, device=x.device)
     statistics = torch.empty(shapes.statistics[0], dtype=torch.float32, device=x.device) if save != "none" else None
     attention_forward(q, k, _values(projected, a), a, attended, statistics)
-    y, total = residual_sum(rows, t, o, attended, _output_dropout(t, o)), None
-    if is_post(o):
-        total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if save == "fast" else None
-        y = normalize_rows(as_rows(y), o.norm, t.norm_weight, t.norm_bias, o.eps, x.dtype, total)
+    total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if is_post(o) and save == "fast" else None
+    y = residual_sum(rows, t, o, attended, _output_dropout(t, o), x.dtype, post_norm(t, o, total))
     found = (*projected, *(None,) * (3 - len(projected)), attended, statistics, total)
     return y.view(x.shape), Saved(*(keep(tensor, *shape) for tensor, shape in zip(found, shapes, strict=True)))
 
@@ -131,7 +129,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     before_norm = rows
     if is_post(o):
         kept = saved.total.numel() > 0
-        before_norm = as_rows(saved.total if kept else residual_sum(rows, t, o, attended, dropout))
+        total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
+        before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
         grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out
     )

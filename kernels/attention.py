@@ -18,11 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import architecture, ceil_div, power_of_2, processors
+from .device import ceil_div, power_of_2, target
 from .dropout import Dropout
-from .product import precision
 from .slices import joined
-from .tiles import Tile
+from .tiles import Tile, precision
 
 __all__ = [
     "WIDEST_HEAD",
@@ -176,7 +175,8 @@ class Attention(NamedTuple):
 
     def tile(self, kernel: str, dtype: torch.dtype, device: torch.device) -> Tile:
         """Of "forward", "queries" or "keys"; tiles of the first two are counted over queries, the last over keys."""
-        table = ATTENTION_TILES[architecture(device), dtype.itemsize]
+        on = target(device)
+        table = ATTENTION_TILES[on.architecture, dtype.itemsize]
         masked = self.mask is not None or self.padding is not None
         use = kernel + ("_dropout" if self.dropout.drops else "_masked" if masked else "")
         tiles = table.get(use, table[kernel])[self.padded_head]
@@ -185,7 +185,7 @@ class Attention(NamedTuple):
         def programs(t: Tile) -> int:
             return heads * (ceil_div(self.keys, t.BN) if kernel == "keys" else ceil_div(self.queries, t.BM))
 
-        return next((t for t in tiles if programs(t) >= processors(device)), tiles[-1])
+        return next((t for t in tiles if programs(t) >= on.processors), tiles[-1])
 
 
 def _readable(mask: Tensor | None) -> Tensor | None:

@@ -7,7 +7,7 @@ forward, narrow      one kernel (``narrow_ffn``: D <= 128, float32 64)
 forward, wider       n = N(x)                                        a row kernel
                      z = n W_in^T + b_in, h = drop(act(z))           one product with its epilogue (``hidden``)
                      y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
-                     y = N(y), post placement                        a row kernel
+                     y = N(y), post placement                        the same kernel, D > 256: a row kernel
 backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
                      dz = drop(c g W_out) act'(z), h again, db_in    one product
                      dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
@@ -27,13 +27,12 @@ from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .hidden import hidden_again, hidden_backward, hidden_forward
 from .linear_residual import linear_residual
 from .narrow_ffn import NARROW, narrow_ffn
-from .norm_rows import normalize_rows, normalize_rows_backward
-from .rows import LONGEST, Rows, as_rows
+from .norm_rows import normalize_rows_backward
+from .rows import as_rows
+from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Saved(NamedTuple):
@@ -44,14 +43,7 @@ class Saved(NamedTuple):
 
 
 def why_not(request) -> str | None:
-    x, w = request.x, request.tensors.w_in
-    if x.dtype not in DTYPES or w.dtype not in (x.dtype, torch.bfloat16, torch.float16):
-        return f"it runs float32, bfloat16 and float16, not x in {x.dtype} with weights in {w.dtype}"
-    if w.dtype != x.dtype and x.dtype != torch.float32:
-        return f"x in {x.dtype} needs weights in {x.dtype}, not {w.dtype}"
-    if x.shape[-1] > LONGEST:
-        return f"its rows have at most {LONGEST} channels, not {x.shape[-1]}"
-    return None
+    return why_not_rows(request.x, request.tensors.w_in)
 
 
 def slower(request) -> str | None:
@@ -66,7 +58,7 @@ def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
     """The shape and dtype of each saved tensor."""
     fast = save == "fast"
     hidden = (*x.shape[:-1], tensors.w_in.shape[0]) if fast else (0,)
-    total = x.shape if fast and _is_post(options) else (0,)
+    total = x.shape if fast and is_post(options) else (0,)
     return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
 
 
@@ -81,16 +73,13 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device), saved
     hidden_dropout, output_dropout = _dropouts(t, o)
     z = saved.hidden if save == "fast" else None
-    total = saved.total if save == "fast" and _is_post(o) else None
+    total = saved.total if save == "fast" and is_post(o) else None
     if x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]:
         y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
         narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
         return y, saved
-    h = hidden_forward(_operand(rows, t, o), t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
-    y = _total(rows, t, o, h, output_dropout)
-    if _is_post(o):
-        y = normalize_rows(as_rows(y), o.norm, t.norm_weight, t.norm_bias, o.eps, x.dtype, total)
-    return y.view(x.shape), saved
+    h = hidden_forward(operand(rows, t.w_in.dtype, t, o), t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
+    return residual_sum(rows, t, o, h, output_dropout, x.dtype, post_norm(t, o, total)).view(x.shape), saved
 
 
 def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
@@ -102,7 +91,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     if rows.count == 0:
         zeros = (torch.zeros_like(w) if n else None for w, n in zip(t, need, strict=True))
         return torch.empty_like(x) if need_x else None, type(t)(*zeros)
-    post, pre_norm = _is_post(o), o.placement == "pre" and o.norm is not None
+    post, pre_norm = is_post(o), o.placement == "pre" and o.norm is not None
     need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
     need_dz = need_n or need.w_in or need.b_in
     hidden_dropout, output_dropout = _dropouts(t, o)
@@ -110,7 +99,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     # What the forward pass did not keep.
     lean = saved.hidden.numel() == 0 and t.w_in.shape[0] > 0
     no_total = post and saved.total.numel() == 0
-    n = _operand(rows, t, o) if need.w_in or (lean and (need_dz or need.w_out)) or no_total else None
+    n = operand(rows, t.w_in.dtype, t, o) if need.w_in or (lean and (need_dz or need.w_out)) or no_total else None
     z = None if lean else saved.hidden.view(rows.count, t.w_in.shape[0])
     h = None
     if (lean and (need_dz or need.w_out)) or no_total:
@@ -119,9 +108,10 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, again)
     before_norm = rows
     if post:
-        before_norm = as_rows(_total(rows, t, o, h, output_dropout) if no_total else saved.total)
+        total = residual_sum(rows, t, o, h, output_dropout, torch.float32) if no_total else saved.total
+        before_norm = as_rows(total)
 
-    residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = _through_output(
+    residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
         grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out
     )
     if need_dz:
@@ -149,10 +139,6 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
 
 
-def _is_post(o) -> bool:
-    return o.placement == "post" and o.norm is not None
-
-
 def _without_gaps(t):
     """The tensors with vectors that kernels read as they lie in memory; products read matrices by their strides."""
     names = ("b_in", "b_out", "norm_weight", "norm_bias")
@@ -165,47 +151,3 @@ def _dropouts(t, o) -> tuple[Dropout, Dropout]:
         Dropout.of(o.activation_dropout, t.seed, o.stream + HIDDEN_STREAM),
         Dropout.of(o.dropout, t.seed, o.stream + OUTPUT_STREAM),
     )
-
-
-def _matrix(rows: Rows) -> Tensor:
-    return rows.tensor.as_strided((rows.count, rows.tensor.shape[-1]), (rows.outer_stride, 1))
-
-
-def _operand(rows: Rows, t, o) -> Tensor:
-    """The first product's operand, (M, D) in the dtype of w_in: N(x), or x itself, read where it lies if it can be."""
-    if o.placement == "pre" and o.norm is not None:
-        return normalize_rows(rows, o.norm, t.norm_weight, t.norm_bias, o.eps, t.w_in.dtype)
-    if rows.is_matrix and rows.tensor.dtype == t.w_in.dtype:
-        return _matrix(rows)
-    return normalize_rows(rows, None, None, None, 0.0, t.w_in.dtype)
-
-
-def _total(rows: Rows, t, o, h: Tensor, dropout: Dropout) -> Tensor:
-    """``a x + c drop(h W_out^T + b_out)``, (M, D); in float32 where a norm follows, so that y is rounded once."""
-    dtype = torch.float32 if _is_post(o) else rows.tensor.dtype
-    a, c = o.residual_scale, o.step
-    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout)
-
-
-def _through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):
-    """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
-    product's output, in the dtype of the weights."""
-    post, dtype = _is_post(o), t.w_out.dtype
-    same = not dropout.drops and grads.tensor.dtype == dtype
-    if not post and same and grads.is_matrix:
-        g, written = _matrix(grads), (None, None)
-    else:
-        g = None  # g is the gradient of the sum itself where they have the same dtype and nothing is dropped
-        in_total = post and (need_x or (same and need_g))
-        written = (grads.tensor.dtype if in_total else None, dtype if need_g and not (post and same) else None)
-    sums = (post and need.norm_weight, post and need.norm_bias, need.b_out)
-    d_total = None
-    by_weight = by_bias = by_b_out = None
-    if any(written) or any(sums):
-        d_total, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
-            grads, total, o.norm if post else None, t.norm_weight, o.eps,
-            total=written[0], dropped=written[1], dropout=dropout, sums=sums,
-        )  # fmt: skip
-        g = g if g is not None else d_total if dropped is None else dropped
-    residual = grads if d_total is None else as_rows(d_total)
-    return residual, g, by_weight, by_bias, None if by_b_out is None else o.step * by_b_out

@@ -16,12 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import ACTIVATION_OF_GATE, activate, activate_backward
-from .device import ceil_div, launch
+from .device import ceil_div, launch, power_of_2
 from .dropout import Dropout, drop, keeps
 from .emulation import rounded
-from .product import as_matrix, precision, product, product_pair, tile_at
+from .product import as_matrix, as_operands, precision, product, product_pair, tile_at, turns
+from .product_parts import product_parts, sum_of_parts
+from .rows import aligned
 from .slices import slices
-from .tiles import Tile, tile
+from .tiles import Tile, cut, tile
 
 __all__ = ["hidden_again", "hidden_backward", "hidden_forward"]
 
@@ -32,47 +34,78 @@ def _bias(b, columns, N):
 
 
 @triton.jit
+def _write_hidden(
+    value, up, b, z, h, rows, at, M, F, seed, stream, p, scale,
+    DROP: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of a tile at ``rows`` (int64), ``at``: z and h, each if it is given; ``up`` only where gated."""
+    inside = (rows < M)[:, None] & (at < F)[None, :]
+    z_at = rows[:, None] * (2 * F if GATED else F) + at[None, :]
+    if b is not None:
+        value += _bias(b, at, F)
+    if z is not None:
+        tl.store(z + z_at, rounded(value, z.dtype.element_ty), inside)
+    if h is not None:
+        value = activate(value, ACTIVATION)
+    if GATED:
+        if b is not None:
+            up += _bias(b + F, at, F)
+        if z is not None:
+            tl.store(z + F + z_at, rounded(up, z.dtype.element_ty), inside)
+        value *= up
+    if h is not None:
+        value = drop(value, keeps(rows, at, F, seed, stream, p, DROP), scale, DROP)
+        tl.store(h + rows[:, None] * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["M"])
 def hidden_forward_kernel(
     n, w, b, z, h, M, F, K, n_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """A program: one tile of h; z and h are contiguous, and each is written if it is given."""
-    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
-    rows = tile_row * BM + tl.arange(0, BM)
-    columns = tile_column * BN + tl.arange(0, BN)
-    long_rows = rows.to(tl.int64)[:, None]
-    if GATED:
-        other = tl.cast(F, tl.int64) * w_stride
-        gate, up = product_pair(n, w, other, rows, columns, M, F, K, n_stride, w_stride, BM, BN, BK, PRECISION)
-        ups = slices(up, BM, BN, SLICES)
-    else:
-        gate = product(n, w, rows, columns, M, F, 0, K, n_stride, 1, 1, w_stride, BM, BN, BK, PRECISION)
-    gates = slices(gate, BM, BN, SLICES)
-    z_stride = 2 * F if GATED else F
-    for i in tl.static_range(SLICES):
-        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
-        inside = (rows < M)[:, None] & (at < F)[None, :]
-        value = gates[i]
-        if b is not None:
-            value += _bias(b, at, F)
-        if z is not None:
-            tl.store(z + long_rows * z_stride + at[None, :], rounded(value, z.dtype.element_ty), inside)
-        if h is not None:
-            value = activate(value, ACTIVATION)
+    """A program: its share of the tiles of h; z and h are contiguous, and each is written if it is given."""
+    F = aligned(F, ALIGN)
+    first, last, step = turns(M, F, BM, BN, PERSISTENT)
+    for index in tl.range(first, last, step, flatten=PERSISTENT):
+        tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
+        row, column = tile_row * BM, tile_column * BN
         if GATED:
-            up = ups[i]
-            if b is not None:
-                up += _bias(b + F, at, F)
-            if z is not None:
-                tl.store(z + F + long_rows * z_stride + at[None, :], rounded(up, z.dtype.element_ty), inside)
-            value *= up
-        if h is not None:
-            value = drop(value, keeps(rows, at, F, seed, stream, p, DROP), scale, DROP)
-            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+            gate, up = product_pair(
+                n, w, row, column, M, F, K, n_stride, w_stride, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
+            )
+        else:
+            gate = product(
+                n, w, row, column, M, F, 0, K, n_stride, w_stride, True, True, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
+            )
+            up = gate
+        gates, ups = slices(gate, BM, BN, SLICES), slices(up, BM, BN, SLICES)
+        rows = row + tl.arange(0, BM).to(tl.int64)
+        for i in tl.static_range(SLICES):
+            at = column + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+            _write_hidden(
+                gates[i], ups[i], b, z, h, rows, at, M, F, seed, stream, p, scale, DROP, ACTIVATION, GATED
+            )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "parts"])
+def hidden_of_parts_kernel(
+    partial, b, z, h, M, F, parts, seed, stream, p, scale, DROP: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The same from the product's parts, (parts, M, F or 2F). A program: one tile of h."""
+    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, 1)
+    rows = tile_row * BM + tl.arange(0, BM).to(tl.int64)
+    at = tile_column * BN + tl.arange(0, BN)
+    inside = (rows < M)[:, None] & (at < F)[None, :]
+    width = 2 * F if GATED else F
+    value = sum_of_parts(partial, parts, rows, at, M, width, inside)
+    up = sum_of_parts(partial + F, parts, rows, at, M, width, inside) if GATED else value
+    _write_hidden(value, up, b, z, h, rows, at, M, F, seed, stream, p, scale, DROP, ACTIVATION, GATED)
+
+
+@triton.jit(do_not_specialize=["M"])
 def hidden_again_kernel(
     z, h, M, F, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -92,36 +125,67 @@ def hidden_again_kernel(
 
 
 @triton.jit
+def _write_backward(
+    dh, z, dz, h, sums, c, rows, at, tile_row, M, F, seed, stream, p, scale,
+    DROP: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """The epilogue of a tile at ``rows`` (int64), ``at``: dz, h and its row of sums, each if it is given."""
+    width = 2 * F if GATED else F
+    inside = (rows < M)[:, None] & (at < F)[None, :]
+    z_at = rows[:, None] * width + at[None, :]
+    kept = keeps(rows, at, F, seed, stream, p, DROP)
+    dh = tl.where(inside, drop(c * dh, kept, scale, DROP), 0.0)
+    value, slope = activate_backward(tl.load(z + z_at, inside, 0.0).to(tl.float32), ACTIVATION)
+    if GATED:
+        up = tl.load(z + F + z_at, inside, 0.0).to(tl.float32)
+        d_up = dh * value
+        value *= up
+        slope *= up
+        _write(d_up, dz, sums, z_at + F, at + F, inside, at < F, tile_row, width)
+    _write(dh * slope, dz, sums, z_at, at, inside, at < F, tile_row, width)
+    if h is not None:
+        value = drop(value, kept, scale, DROP)
+        tl.store(h + rows[:, None] * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["M"])
 def hidden_backward_kernel(
     g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """A program: one tile of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
-    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, GROUP)
-    rows = tile_row * BM + tl.arange(0, BM)
-    columns = tile_column * BN + tl.arange(0, BN)
-    long_rows = rows.to(tl.int64)[:, None]
-    width = 2 * F if GATED else F
-    tile = product(g, w, rows, columns, M, F, 0, K, g_stride, 1, w_stride, 1, BM, BN, BK, PRECISION)
-    parts = slices(tile, BM, BN, SLICES)
-    for i in tl.static_range(SLICES):
-        at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
-        inside = (rows < M)[:, None] & (at < F)[None, :]
-        z_at = long_rows * width + at[None, :]
-        kept = keeps(rows, at, F, seed, stream, p, DROP)
-        dh = tl.where(inside, drop(c * parts[i], kept, scale, DROP), 0.0)
-        value, slope = activate_backward(tl.load(z + z_at, inside, 0.0).to(tl.float32), ACTIVATION)
-        if GATED:
-            up = tl.load(z + F + z_at, inside, 0.0).to(tl.float32)
-            d_up = dh * value
-            value *= up
-            slope *= up
-            _write(d_up, dz, sums, z_at + F, at + F, inside, at < F, tile_row, width)
-        _write(dh * slope, dz, sums, z_at, at, inside, at < F, tile_row, width)
-        if h is not None:
-            value = drop(value, kept, scale, DROP)
-            tl.store(h + long_rows * F + at[None, :], rounded(value, h.dtype.element_ty), inside)
+    """A program: its share of the tiles of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
+    F = aligned(F, ALIGN)
+    first, last, step = turns(M, F, BM, BN, PERSISTENT)
+    for index in tl.range(first, last, step, flatten=PERSISTENT):
+        tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
+        row, column = tile_row * BM, tile_column * BN
+        tile = product(
+            g, w, row, column, M, F, 0, K, g_stride, w_stride, True, False, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
+        )
+        parts = slices(tile, BM, BN, SLICES)
+        rows = row + tl.arange(0, BM).to(tl.int64)
+        for i in tl.static_range(SLICES):
+            at = column + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+            _write_backward(
+                parts[i], z, dz, h, sums, c, rows, at, tile_row, M, F, seed, stream, p, scale, DROP, ACTIVATION, GATED
+            )
+
+
+@triton.jit(do_not_specialize=["M", "parts"])
+def backward_of_parts_kernel(
+    partial, z, dz, h, sums, c, M, F, parts, seed, stream, p, scale, DROP: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The same from the product's parts, (parts, M, F). A program: one tile of dh."""
+    tile_row, tile_column = tile_at(tl.program_id(0), M, F, BM, BN, 1)
+    rows = tile_row * BM + tl.arange(0, BM).to(tl.int64)
+    at = tile_column * BN + tl.arange(0, BN)
+    dh = sum_of_parts(partial, parts, rows, at, M, F, (rows < M)[:, None] & (at < F)[None, :])
+    _write_backward(
+        dh, z, dz, h, sums, c, rows, at, tile_row, M, F, seed, stream, p, scale, DROP, ACTIVATION, GATED
+    )  # fmt: skip
 
 
 @triton.jit
@@ -137,20 +201,41 @@ def _name(activation: str) -> dict:
     return {"ACTIVATION": ACTIVATION_OF_GATE.get(activation, activation), "GATED": activation in ACTIVATION_OF_GATE}
 
 
+def _tile(product: str, w: Tensor, M: int, N: int, K: int, bound: bool) -> Tile:
+    """Without its bound on registers where the epilogue wants more: dropout's words, a gated derivative."""
+    t = tile(product, w.dtype, w.device, M, N, K)
+    return t if bound or not t.MAXNREG else t._replace(MAXNREG=0)
+
+
+def _tiles_of_parts(count: int) -> Tile:
+    """Of the kernels that make h from what lies in memory: 16 elements a thread, fewer where there are few rows."""
+    return Tile(min(power_of_2(count), 16), 128, 0, 4, 1)
+
+
 def hidden_forward(
     n: Tensor, w_in: Tensor, b_in: Tensor | None, activation: str, dropout: Dropout, z: Tensor | None, keep_h: bool
 ) -> Tensor | None:
     """``h (M, F)`` in the dtype of w_in, None where not kept; z goes to ``z`` (M rows of F or 2F), if it is given."""
     gated = activation in ACTIVATION_OF_GATE
-    count, width = n.shape
+    (count, width), device = n.shape, n.device
     hidden = w_in.shape[0] // 2 if gated else w_in.shape[0]
     w = as_matrix(w_in)
-    h = torch.empty((count, hidden), dtype=w.dtype, device=n.device) if keep_h else None
-    t = tile("gated" if gated else "hidden", w.dtype, n.device, count, hidden)
+    h = torch.empty((count, hidden), dtype=w.dtype, device=device) if keep_h else None
+    plan = cut("few", w.dtype, device, count, w.shape[0], width)
+    if plan[1] > 1:
+        partial, t = product_parts(n, w, (True, True), plan), _tiles_of_parts(count)
+        launch(
+            hidden_of_parts_kernel, t.count(count, hidden), device,
+            partial, b_in, z, h, count, hidden, plan[1], *dropout, DROP=dropout.drops, **_name(activation),
+            BM=t.BM, BN=t.BN, num_warps=t.num_warps,
+        )  # fmt: skip
+        return h
+    t = _tile("gated" if gated else "hidden", w, count, hidden, width, not dropout.drops)
+    operands, constants = as_operands(n, w, t, True, True, hidden)
     launch(
-        hidden_forward_kernel, t.count(count, hidden), n.device,
-        n, w, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
-        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
+        hidden_forward_kernel, t.programs(count, hidden, device), device,
+        *operands, b_in, z, h, count, hidden, width, n.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
+        **_name(activation), PRECISION=precision(w.dtype), **constants, **t.constants(),
     )  # fmt: skip
     return h
 
@@ -181,17 +266,32 @@ def hidden_backward(
     need_bias: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out."""
-    (count, width), hidden = g.shape, w_out.shape[1]
+    (count, width), hidden, device = g.shape, w_out.shape[1], g.device
     w = as_matrix(w_out)
-    t = tile("hidden_backward", w.dtype, g.device, count, hidden)
+    plan = cut("few", w.dtype, device, count, hidden, width)
+    if plan[1] > 1:
+        t = _tiles_of_parts(count)
+    else:
+        bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
+        t = _tile("hidden_backward", w, count, hidden, width, bound)
     dz = torch.empty_like(z) if need_z else None
-    h = torch.empty((count, hidden), dtype=z.dtype, device=z.device) if need_h else None
+    h = torch.empty((count, hidden), dtype=z.dtype, device=device) if need_h else None
     sums = None
     if need_bias:
-        sums = torch.empty((ceil_div(count, t.BM), z.shape[1]), dtype=torch.float32, device=z.device)
-    launch(
-        hidden_backward_kernel, t.count(count, hidden), g.device,
-        g, w, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0), *dropout, DROP=dropout.drops,
-        **_name(activation), PRECISION=precision(w.dtype), **t.with_slices(),
-    )  # fmt: skip
+        sums = torch.empty((ceil_div(count, t.BM), z.shape[1]), dtype=torch.float32, device=device)
+    if plan[1] > 1:
+        partial = product_parts(g, w, (True, False), plan)
+        launch(
+            backward_of_parts_kernel, t.count(count, hidden), device,
+            partial, z, dz, h, sums, c, count, hidden, plan[1], *dropout, DROP=dropout.drops, **_name(activation),
+            BM=t.BM, BN=t.BN, num_warps=t.num_warps,
+        )  # fmt: skip
+    else:
+        operands, constants = as_operands(g, w, t, True, False, hidden)
+        launch(
+            hidden_backward_kernel, t.programs(count, hidden, device), device,
+            *operands, z, dz, h, sums, c, count, hidden, width, g.stride(0), w.stride(0),
+            *dropout, DROP=dropout.drops,
+            **_name(activation), PRECISION=precision(w.dtype), **constants, **t.constants(),
+        )  # fmt: skip
     return dz, h, None if sums is None else sums.sum(0)

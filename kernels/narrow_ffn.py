@@ -18,7 +18,7 @@ from .dropout import Dropout, drop, keeps
 from .emulation import dot, rounded
 from .norm import affine, standardize
 from .product import as_matrix, precision
-from .rows import Rows, offsets
+from .rows import Rows, aligned, alignment, offsets
 from .slices import drop_by_slices, slices
 from .tiles import tile
 
@@ -42,19 +42,22 @@ def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISI
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def narrow_ffn_kernel(
     x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, a, c, eps, M, F, x_inner, x_outer, x_stride,
     in_stride, out_stride,
     h_seed, h_stream, h_p, h_scale, seed, stream, p, scale, H_DROP: tl.constexpr, DROP: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SLICES: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: BM rows of y; BK is D rounded up to a power of 2. y, z and total are contiguous."""
+    x_outer, x_stride, F = aligned(x_outer, ALIGN), aligned(x_stride, ALIGN), aligned(F, ALIGN)
+    in_stride, out_stride = aligned(in_stride, ALIGN), aligned(out_stride, ALIGN)
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     channels = tl.arange(0, BK)
     inside = (rows < M)[:, None] & (channels < D)[None, :]
-    x_at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride)[:, None] + channels[None, :]
+    x_at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride, 1)[:, None] + channels[None, :]
     n = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     if NORM != "none" and not POST:
         n, _, _ = standardize(n, inside, eps, D, NORM)
@@ -100,7 +103,7 @@ def _biased(u, b, columns, N):
 @triton.jit
 def _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside):
     """``u + a x``: x is read again, because it would have taken a register an element through the whole loop."""
-    at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride, 1)[:, None] + columns[None, :]
     return u + a * tl.load(x + at, inside, 0.0).to(tl.float32)
 
 
@@ -145,7 +148,7 @@ def narrow_ffn(
     w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
     block = max(power_of_2(width), 16)
     drops = hidden_dropout.drops or dropout.drops
-    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block)
+    s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block, hidden)
     launch(
         narrow_ffn_kernel, ceil_div(x.count, s.BM), y.device,
         x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
@@ -154,5 +157,6 @@ def narrow_ffn(
         D=width, NORM=o.norm or "none", POST=o.placement == "post" and o.norm is not None,
         ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
         PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8),
+        ALIGN=alignment(*x[3:], w_in.stride(0), w_out.stride(0), hidden),
         num_warps=s.num_warps, num_stages=s.num_stages,
     )  # fmt: skip

@@ -21,21 +21,21 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
-from .rows import Rows, offsets, row_tiles
+from .rows import Rows, alignment, offsets, row_tiles
 
 __all__ = ["normalize_rows", "normalize_rows_backward"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_forward(
     x, weight, bias, n, copy, eps, M, x_inner, x_outer, x_stride,
-    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: ROWS whole rows."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < M)[:, None] & (columns < D)[None, :]
-    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+    x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
     y = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     at = rows[:, None] * D + columns[None, :]
     if copy is not None:
@@ -45,12 +45,12 @@ def norm_forward(
     tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_backward(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
     seed, stream, p, scale, DROP: tl.constexpr,
-    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; the sums are (programs, D)."""
     columns = tl.arange(0, BLOCK)
@@ -60,10 +60,10 @@ def norm_backward(
     for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
-        g_at = offsets(rows, g_inner, g_outer, g_stride)[:, None] + columns[None, :]
+        g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
         g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
         if NORM != "none":
-            x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
+            x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
             y, rstd, share = standardize(tl.load(x + x_at, inside, 0.0).to(tl.float32), inside, eps, D, NORM)
             if sum_weight is not None:
                 by_weight += g * y
@@ -71,7 +71,7 @@ def norm_backward(
                 by_bias += g
             g = standardize_backward(affine(g, weight, None, columns, D), y, rstd, share, inside, D, NORM)
         if residual is not None:
-            r_at = offsets(rows, r_inner, r_outer, r_stride)[:, None] + columns[None, :]
+            r_at = offsets(rows, r_inner, r_outer, r_stride, ALIGN)[:, None] + columns[None, :]
             g += a * tl.load(residual + r_at, inside, 0.0).to(tl.float32)
         at = rows[:, None] * D + columns[None, :]
         if total is not None:
@@ -107,7 +107,8 @@ def normalize_rows(
     launch(
         norm_forward_wide if tiles.wide else norm_forward, ceil_div(x.count, tiles.ROWS), device,
         x.tensor, weight, bias, n, copy, eps, x.count, *x[2:],
-        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*x[3:]),
+        num_warps=tiles.num_warps,
     )  # fmt: skip
     return n
 
@@ -139,6 +140,7 @@ def normalize_rows_backward(
         norm_backward_wide if tiles.wide else norm_backward, programs, device,
         grad.tensor, x.tensor, weight, None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
         *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops,
-        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
+        num_warps=tiles.num_warps,
     )  # fmt: skip
     return *written, [None if s is None else s.sum(0) for s in partial]

@@ -38,14 +38,14 @@ def _statistics(x_row, eps, D: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.const
     return mean, rstd, share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_forward_wide(
     x, weight, bias, n, copy, eps, M, x_inner, x_outer, x_stride,
-    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
     row = tl.program_id(0).to(tl.int64)
-    x_row = x + offsets(row, x_inner, x_outer, x_stride)
+    x_row = x + offsets(row, x_inner, x_outer, x_stride, ALIGN)
     if NORM != "none":
         mean, rstd, _ = _statistics(x_row, eps, D, NORM, BLOCK)
     for start in range(0, D, BLOCK):
@@ -68,19 +68,19 @@ def _add(sums, values, columns, D: tl.constexpr):
     tl.store(at, tl.load(at, inside, 0.0) + values, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def norm_backward_wide(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
     seed, stream, p, scale, DROP: tl.constexpr,
-    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
     for tile in range(tl.program_id(0), M, tl.num_programs(0)):
         row = tl.cast(tile, tl.int64)
         rows = row + tl.arange(0, 1)
-        g_row = grad + offsets(row, g_inner, g_outer, g_stride)
-        x_row = x + offsets(row, x_inner, x_outer, x_stride)
+        g_row = grad + offsets(row, g_inner, g_outer, g_stride, ALIGN)
+        x_row = x + offsets(row, x_inner, x_outer, x_stride, ALIGN)
         if NORM != "none":
             mean, rstd, share = _statistics(x_row, eps, D, NORM, BLOCK)
             ones = tl.zeros((1, BLOCK), tl.float32)
@@ -105,7 +105,7 @@ def norm_backward_wide(
                     _add(sum_bias, g, columns, D)
                 g = rstd * (affine(g, weight, None, columns, D) - g_1 - y * g_y)
             if residual is not None:
-                g += a * _read(residual + offsets(row, r_inner, r_outer, r_stride), columns, D)
+                g += a * _read(residual + offsets(row, r_inner, r_outer, r_stride, ALIGN), columns, D)
             if total is not None:
                 tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
             if dropped is not None or sum_dropped is not None:

@@ -27,8 +27,8 @@ from torch import Tensor
 from .device import ceil_div, launch
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
-from .rows import LONGEST, as_rows, offsets, row_tiles
-from .step import STEP_CHANNELS, STEP_NUMBER, STEP_SCALAR, move_back, read_step, velocity
+from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
+from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -51,33 +51,33 @@ def why_not(request) -> str | None:
     return None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_forward(
     x, u, y, step_pointer, step, eps, M,
     x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
-    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: ROWS whole rows."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < M)[:, None] & (columns < D)[None, :]
-    x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
-    u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+    x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
+    u_at = offsets(rows, u_inner, u_outer, u_stride, ALIGN)[:, None] + columns[None, :]
     xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
     us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
     c = read_step(step_pointer, step, columns, D, STEP)
-    along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
-    z = xs + c * velocity(xs, us, along, eps, DIRECTION)
-    length = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), eps)
-    tl.store(y + rows[:, None] * D + columns[None, :], rounded(z / length[:, None], y.dtype.element_ty), inside)
+    ys = move(xs, us, c, eps, DIRECTION)
+    tl.store(y + rows[:, None] * D + columns[None, :], rounded(ys, y.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_backward(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep."""
     columns = tl.arange(0, BLOCK)
@@ -86,40 +86,25 @@ def step_backward(
     for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
-        g_at = offsets(rows, g_inner, g_outer, g_stride)[:, None] + columns[None, :]
-        x_at = offsets(rows, x_inner, x_outer, x_stride)[:, None] + columns[None, :]
-        u_at = offsets(rows, u_inner, u_outer, u_stride)[:, None] + columns[None, :]
+        g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
+        x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
+        u_at = offsets(rows, u_inner, u_outer, u_stride, ALIGN)[:, None] + columns[None, :]
         g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
         xs = tl.load(x + x_at, inside, 0.0).to(tl.float32)
         us = tl.load(u + u_at, inside, 0.0).to(tl.float32)
-        along = tl.sum(us * (us if DIRECTION == "difference" else xs), 1)[:, None]
-        v = velocity(xs, us, along, eps, DIRECTION)
-        z = xs + c * v
-        norm = tl.sqrt(tl.sum(z * z, 1))[:, None]
-        length = tl.maximum(norm, eps)
-        radial = tl.where(norm >= eps, tl.sum(g * z, 1)[:, None] / length, 0.0)
-        dz = (g - z / length * radial) / length
-        dv = c * dz
-        back = tl.sum(dv * (us if DIRECTION == "difference" else xs), 1)[:, None]
-        dx, du = move_back(dz, dv, xs, us, along, back, eps, DIRECTION)
+        dx, du, dstep = move_backward(g, xs, us, c, eps, DIRECTION)
         y_at = rows[:, None] * D + columns[None, :]
         if NEED_X:
             tl.store(grad_x + y_at, rounded(dx, grad_x.dtype.element_ty), inside)
         if NEED_U:
             tl.store(grad_u + y_at, rounded(du, grad_u.dtype.element_ty), inside)
         if NEED_STEP:
-            sums += dz * v
+            sums += tl.where(inside, dstep, 0.0)  # past the last row it is NaN where eps is 0
     if NEED_STEP:
         if STEP == STEP_CHANNELS:
             tl.store(partial + tl.program_id(0) * D + columns, tl.sum(sums, 0), columns < D)
         else:
             tl.store(partial + tl.program_id(0), tl.sum(sums))
-
-
-def _kind(step_tensor: Tensor | None) -> int:
-    if step_tensor is None:
-        return STEP_NUMBER.value
-    return STEP_SCALAR.value if step_tensor.dim() == 0 else STEP_CHANNELS.value
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
@@ -134,8 +119,8 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     launch(
         kernel, ceil_div(xs.count, tiles.ROWS), x.device,
         xs.tensor, us.tensor, y, step, options.step, options.eps, xs.count, *xs[2:], *us[2:],
-        D=x.shape[-1], DIRECTION=options.direction, STEP=_kind(tensors.step_tensor),
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        D=x.shape[-1], DIRECTION=options.direction, STEP=step_kind(tensors.step_tensor),
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     return y, Saved()
 
@@ -151,7 +136,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         return grad_x, type(tensors)(grad_u, torch.zeros_like(tensors.step_tensor) if need_step else None)
     gs, xs, us = as_rows(grad), as_rows(x), as_rows(tensors.u)
     step = None if tensors.step_tensor is None else tensors.step_tensor.contiguous()
-    tiles, kind = row_tiles(width), _kind(tensors.step_tensor)
+    tiles, kind = row_tiles(width), step_kind(tensors.step_tensor)
     programs = tiles.programs(xs.count, x.device)
     partial = None
     if need_step:
@@ -163,6 +148,6 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
         *gs[2:], *xs[2:], *us[2:],
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
+        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     return grad_x, type(tensors)(grad_u, None if partial is None else partial.sum(0))

@@ -31,16 +31,17 @@ def _along(x_row, u_row, D: tl.constexpr, BLOCK: tl.constexpr, DIRECTION: tl.con
     return tl.sum(total, 1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_forward_wide(
     x, u, y, step_pointer, step, eps, M,
     x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
-    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
     row = tl.program_id(0).to(tl.int64)
-    x_row = x + offsets(row, x_inner, x_outer, x_stride)
-    u_row = u + offsets(row, u_inner, u_outer, u_stride)
+    x_row = x + offsets(row, x_inner, x_outer, x_stride, ALIGN)
+    u_row = u + offsets(row, u_inner, u_outer, u_stride, ALIGN)
     along = _along(x_row, u_row, D, BLOCK, DIRECTION)
     squares = tl.zeros((1, BLOCK), tl.float32)
     for start in range(0, D, BLOCK):
@@ -58,12 +59,13 @@ def step_forward_wide(
         tl.store(y + row * D + columns[None, :], rounded(z / length, y.dtype.element_ty), (columns < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def step_backward_wide(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Where dstep has a number for every channel, a program adds to its own row of partial, zero before, in memory."""
     tl.static_assert(ROWS == 1)
@@ -71,9 +73,9 @@ def step_backward_wide(
     sums = tl.zeros((1, BLOCK), tl.float32)
     for tile in range(program, M, tl.num_programs(0)):
         row = tl.cast(tile, tl.int64)
-        g_row = grad + offsets(row, g_inner, g_outer, g_stride)
-        x_row = x + offsets(row, x_inner, x_outer, x_stride)
-        u_row = u + offsets(row, u_inner, u_outer, u_stride)
+        g_row = grad + offsets(row, g_inner, g_outer, g_stride, ALIGN)
+        x_row = x + offsets(row, x_inner, x_outer, x_stride, ALIGN)
+        u_row = u + offsets(row, u_inner, u_outer, u_stride, ALIGN)
         along = _along(x_row, u_row, D, BLOCK, DIRECTION)
         squares = tl.zeros((1, BLOCK), tl.float32)
         products = tl.zeros((1, BLOCK), tl.float32)

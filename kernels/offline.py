@@ -2,21 +2,26 @@
 
 with recording("sm90", 132) as launches: ...        the launches that the operators make, on meta tensors
 compiled = compile_for(launches[0], "sm90")         as Triton would specialise and compile them there
-resources(compiled)                                 registers, stack, shared memory, instructions
+used = resources(compiled)                          registers, stack, shared memory, instructions
+faults(used, launches[0], "sm90")                   the rules that it breaks
+cache_key(launches[0], "sm90")                      launches with the same key run the same compiled kernel
 """
 
 import re
+import struct
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import compute_cache_key, create_function_from_signature
 
 from .device import Launch
 
-__all__ = ["SHARED_MEMORY", "TARGETS", "Resources", "compile_for", "resources"]
+__all__ = ["SHARED_MEMORY", "TARGETS", "Resources", "cache_key", "compile_for", "faults", "resources"]
 
 TARGETS = {
     "sm80": GPUTarget("cuda", 80, 32),
@@ -27,15 +32,8 @@ TARGETS = {
 # Bytes that one block may have: CUDA's programming guide, "technical specifications"; CDNA3's LDS. For sm80 that of
 # its consumer relatives (8.6, 8.9), which take the same tiles.
 SHARED_MEMORY = {"sm80": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx942": 64 << 10}
-_TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.uint8: "*u8",
-}
-_OPTIONS = ("num_warps", "num_stages")
+_EXECUTABLE = 4  # SHF_EXECINSTR
+WIDE_ROW = 1000  # channels from which on a row kernel must move 16 bytes a thread
 
 
 class Resources(NamedTuple):
@@ -44,58 +42,61 @@ class Resources(NamedTuple):
     registers: int | None
     stack: int | None  # bytes of memory a thread: spilled registers go there
     shared: int
-    wgmma: int  # Hopper's matrix instructions
-    mma: int  # the older ones
+    wgmma: int  # the matrix instructions of Hopper and Blackwell
+    mma: int  # the older ones, and AMD's
+    tma: int  # bulk copies by tensor descriptors
     narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of those that pass by registers
+    instructions: int  # of the machine code, padding included
+    multiplies: bool  # has a product of 16-bit matrices
+
+
+def _specialised(launch: Launch, architecture: str):
+    """``(arguments for ASTSource, options, what Triton looks a compiled kernel up by)``, all from Triton itself."""
+    kernel, backend = launch.kernel, make_backend(TARGETS[architecture])
+    constants = {**launch.constants, "enable_fp_fusion": True}
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, rest = bind(*launch.arguments, **constants)
+    options, *source = kernel._pack_args(backend, constants, bound, specialization, rest)
+    return source, options, compute_cache_key({}, specialization, rest)
+
+
+def cache_key(launch: Launch, architecture: str) -> str:
+    """Launches of a kernel with equal keys share one compiled kernel."""
+    return f"{launch.kernel.__name__} {_specialised(launch, architecture)[2]}"
 
 
 def compile_for(launch: Launch, architecture: str):
-    """The launch's kernel, specialised as Triton specialises it: None and the number 1 are constants, pointers and
-    multiples of 16 are known to be such."""
-    kernel = launch.kernel
-    constants = {name: value for name, value in launch.constants.items() if name in kernel.arg_names}
-    options = {name: launch.constants[name] for name in _OPTIONS if name in launch.constants}
-    free = [name for name in kernel.arg_names if name not in constants]
-    given = dict(zip(free, launch.arguments, strict=True)) | constants
-    signature, constexprs, attributes = {}, {}, {}
-    declared = {kernel.arg_names[i] for i in kernel.constexprs}
-    for i, name in enumerate(kernel.arg_names):
-        value = given[name]
-        if name in declared or value is None or (type(value) is int and value == 1):
-            signature[name], constexprs[name] = "constexpr", value
-            continue
-        if isinstance(value, torch.Tensor):
-            signature[name], aligned = _TYPES[value.dtype], True
-        elif isinstance(value, float):
-            signature[name], aligned = "fp32", False
-        else:
-            signature[name], aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
-        if aligned:
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constexprs, attributes)
-    return triton.compile(source, target=TARGETS[architecture], options={**options, "enable_fp_fusion": True})
+    """The launch's kernel as Triton would compile it there."""
+    source, options, _ = _specialised(launch, architecture)
+    return triton.compile(ASTSource(launch.kernel, *source), target=TARGETS[architecture], options=vars(options))
 
 
 def resources(compiled) -> Resources:
     """What the compiled kernel uses."""
-    if "ptx" in compiled.asm:
-        registers, stack = _of_cubin(compiled.asm["cubin"])
-        text = compiled.asm["ptx"]
+    asm = compiled.asm
+    if "ptx" in asm:
+        registers, stack = _of_cubin(asm["cubin"])
+        text, instructions = asm["ptx"], _instructions(asm["cubin"])
     else:
-        text = compiled.asm["amdgcn"]
+        text = asm["amdgcn"]
         found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|private_segment_fixed_size):\s*(\d+)", text)}
         registers, stack = found.get("vgpr_count"), found.get("private_segment_fixed_size")
-    wgmma = len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", text))
-    mma = len(re.findall(r"mma\.sync|v_mfma", text))
-    narrow = len(re.findall(r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)", text))
-    return Resources(registers, stack, compiled.metadata.shared, wgmma, mma, narrow)
+        instructions = len(re.findall(r"^\s+(?:v|s|ds|global|buffer|flat|scratch)_\w+", text, re.MULTILINE))
+    return Resources(
+        registers=registers,
+        stack=stack,
+        shared=compiled.metadata.shared,
+        wgmma=len(re.findall(r"wgmma\.mma_async|tcgen05\.mma", text)),
+        mma=len(re.findall(r"mma\.sync|v_mfma", text)),
+        tma=len(re.findall(r"cp\.async\.bulk\.tensor", text)),
+        narrow=len(re.findall(r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)", text)),
+        instructions=instructions,
+        multiplies=re.search(r"tt\.dot\b.*x(?:bf16|f16)", asm["ttir"]) is not None,
+    )
 
 
 def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
     """Registers a thread and bytes of stack, where spilled registers go, by Triton's own cuobjdump."""
-    import subprocess
-    import tempfile
-
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tool.exists():
         return None, None
@@ -105,3 +106,30 @@ def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
         said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", said)
     return (int(found[1]), int(found[2])) if found else (None, None)
+
+
+def _instructions(cubin: bytes) -> int:
+    """By the size of the ELF file's executable sections, 16 bytes each: disassembling takes longer than compiling."""
+    table, size, count = struct.unpack_from("<Q10xHH", cubin, 0x28)
+    sections = (struct.unpack_from("<8xQ16xQ", cubin, table + i * size) for i in range(count))
+    return sum(length for flags, length in sections if flags & _EXECUTABLE) // 16
+
+
+def faults(used: Resources, launch: Launch, architecture: str) -> list[str]:
+    """The rules that a shipped kernel breaks: it would not start, or lose much of its time. Hopper, which the tiles
+    were chosen for, has more of them."""
+    found = []
+    if used.shared > SHARED_MEMORY[architecture]:
+        found.append(f"{used.shared} bytes of shared memory, a block has {SHARED_MEMORY[architecture]}")
+    if used.multiplies and not used.wgmma + used.mma:
+        found.append("no matrix instruction")
+    if architecture != "sm90":
+        return found
+    if used.stack:
+        found.append(f"{used.stack} bytes of stack a thread: registers are spilled")
+    if used.multiplies and used.mma:
+        found.append("the matrix instructions of older devices")
+    constants = launch.constants
+    if used.narrow and "ROWS" in constants and constants.get("D", 0) >= WIDE_ROW:
+        found.append(f"{used.narrow} accesses of fewer than 16 bytes a thread")
+    return found

@@ -2,25 +2,30 @@
 
     accumulator (BM, BN) = sum over k of A[m, k] B[k, n]
 
-A and B are addressed by two strides each, one of which is 1: the launchers pass it as the number 1, which Triton makes
-a constant, so that a transposed operand costs nothing and loads stay 16 bytes wide. On Hopper the loop becomes
-asynchronous copies into ``num_stages`` buffers and wgmma.
+An operand is a matrix with one dimension without gaps: along k, or along the rows of A, the columns of B. Which one is
+a constant of the kernel, so that a transposed operand costs nothing. On Hopper the loop becomes asynchronous copies
+into ``num_stages`` buffers and wgmma.
+
+A persistent kernel walks over its tiles in one loop with the sum over k (``flatten``): the copies for the next tile are
+under way while the epilogue of the last one runs.
+
+Descriptors: a block of an operand is then one instruction of one thread (TMA), instead of an address and a mask for
+every 16 bytes, and nothing lies in registers. They are made on the host: a kernel that makes its own writes them to
+memory first, about a microsecond of each program, in a buffer from an allocator that Triton keeps per context, which
+is not there in the threads of a backward pass. A descriptor costs the host a few microseconds a launch, which is why
+small products go without.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .emulation import dot
+from .rows import aligned, alignment
+from .tiles import Tile, precision
 
-__all__ = ["as_matrix", "precision", "product", "product_pair", "tile_at"]
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: as torch's own products of this process."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+__all__ = ["as_matrix", "as_operands", "precision", "product", "product_pair", "tile_at", "turns"]
 
 
 def as_matrix(w: Tensor) -> Tensor:
@@ -28,54 +33,98 @@ def as_matrix(w: Tensor) -> Tensor:
     return w if w.stride(1) == 1 else w.contiguous()
 
 
+def _can_be_described(w: Tensor) -> bool:
+    """TMA wants rows that begin at multiples of 16 bytes and do not overlap."""
+    rows, columns = w.shape
+    stride = w.stride(0)
+    aligned = w.data_ptr() % 16 == 0 and stride * w.itemsize % 16 == 0
+    return aligned and rows > 0 and stride >= columns > 0
+
+
+def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool, *numbers: int):
+    """``(A, B)`` and the constants of :func:`product`, for matrices whose last dimension has no gaps; ``numbers`` are
+    the lengths and strides of what else the kernel reads and writes."""
+    constants = {"ALIGN": alignment(a.stride(0), b.stride(0), a.shape[1], b.shape[1], *numbers)}
+    if not (t.DESCRIPTORS and _can_be_described(a) and _can_be_described(b)):
+        return (a, b), {"DESCRIPTORS": False, **constants}
+    block_a = [t.BM, t.BK] if a_along_k else [t.BK, t.BM]
+    block_b = [t.BN, t.BK] if b_along_k else [t.BK, t.BN]
+    a, b = (TensorDescriptor(w, [*w.shape], [w.stride(0), 1], block) for w, block in ((a, block_a), (b, block_b)))
+    return (a, b), {"DESCRIPTORS": True, **constants}
+
+
 @triton.jit
-def tile_at(program, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
-    """``(row, column)`` of a program's tile: GROUP rows of tiles are walked column by column, so that programs that
-    run together share operands in L2."""
+def turns(M, N, BM: tl.constexpr, BN: tl.constexpr, PERSISTENT: tl.constexpr):
+    """``(begin, end, step)``: the tiles of this program."""
+    first = tl.program_id(0)
+    if PERSISTENT:
+        return first, tl.cdiv(M, BM) * tl.cdiv(N, BN), tl.num_programs(0)
+    else:
+        return first, first + 1, 1
+
+
+@triton.jit
+def tile_at(index, M, N, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr):
+    """``(row, column)`` of a tile: GROUP rows of tiles are walked column by column, so that programs that run
+    together share operands in L2."""
     columns = tl.cdiv(N, BN)
     in_group = GROUP * columns
-    first = program // in_group * GROUP
+    first = index // in_group * GROUP
     height = min(tl.cdiv(M, BM) - first, GROUP)
-    within = program % in_group
+    within = index % in_group
     return first + within % height, within // height
 
 
 @triton.jit
+def _block(w, stride, row, k, rows_end, k_end, ROWS: tl.constexpr, BK: tl.constexpr, ALONG_K: tl.constexpr,
+           DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr):  # fmt: skip
+    """The block (ROWS, BK) of an operand at ``row``, ``k``; 0 outside."""
+    if DESCRIPTORS:
+        if ALONG_K:
+            return w.load([row, k])
+        else:
+            return w.load([k, row]).T
+    else:
+        rows = row + tl.arange(0, ROWS)
+        ks = k + tl.arange(0, BK)
+        stride = aligned(stride, ALIGN)
+        if ALONG_K:
+            k_end = aligned(k_end, ALIGN)
+            at = rows.to(tl.int64)[:, None] * stride + ks[None, :]
+        else:
+            rows_end = aligned(rows_end, ALIGN)
+            at = rows[:, None] + ks.to(tl.int64)[None, :] * stride
+        return tl.load(w + at, (rows < rows_end)[:, None] & (ks < k_end)[None, :], 0.0)
+
+
+@triton.jit
 def product(
-    a, b, rows, columns, M, N, begin, end, a_row, a_k, b_k, b_column,
+    a, b, row, column, M, N, begin, end, a_stride, b_stride,
+    A_ALONG_K: tl.constexpr, B_ALONG_K: tl.constexpr, DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tile at ``rows``, ``columns`` of A B over k in [begin, end)."""
-    ks = tl.arange(0, BK)
-    at = begin + ks.to(tl.int64)
-    a_at = a + (rows.to(tl.int64)[:, None] * a_row + at[None, :] * a_k)
-    b_at = b + (at[:, None] * b_k + columns.to(tl.int64)[None, :] * b_column)
+    """The tile that begins at ``row``, ``column`` of A B over k in [begin, end), of the whole sum or a multiple of BK
+    terms."""
     accumulator = tl.zeros((BM, BN), tl.float32)
     for k in range(begin, end, BK):
-        left = tl.load(a_at, (rows < M)[:, None] & (ks < end - k)[None, :], 0.0)
-        right = tl.load(b_at, (ks < end - k)[:, None] & (columns < N)[None, :], 0.0)
-        accumulator = dot(left, right, accumulator, PRECISION)
-        a_at += BK * a_k
-        b_at += BK * b_k
+        left = _block(a, a_stride, row, k, M, end, BM, BK, A_ALONG_K, DESCRIPTORS, ALIGN)
+        right = _block(b, b_stride, column, k, N, end, BN, BK, B_ALONG_K, DESCRIPTORS, ALIGN)
+        accumulator = dot(left, right.T, accumulator, PRECISION)
     return accumulator
 
 
 @triton.jit
 def product_pair(
-    a, b, other, rows, columns, M, N, K, a_row, b_column,
+    a, b, row, column, M, N, K, a_stride, b_stride, DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tiles of A B and A C in one loop, where C begins ``other`` elements after B; both A and B have k inside."""
-    ks = tl.arange(0, BK)
-    a_at = a + (rows.to(tl.int64)[:, None] * a_row + ks[None, :])
-    b_at = b + (ks[:, None] + columns.to(tl.int64)[None, :] * b_column)
+    """The tiles at ``column`` and N columns after it in one loop, both A and B with k inside."""
     first = tl.zeros((BM, BN), tl.float32)
     second = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
-        inside = (ks < K - k)[:, None] & (columns < N)[None, :]
-        left = tl.load(a_at, (rows < M)[:, None] & (ks < K - k)[None, :], 0.0)
-        first = dot(left, tl.load(b_at, inside, 0.0), first, PRECISION)
-        second = dot(left, tl.load(b_at + other, inside, 0.0), second, PRECISION)
-        a_at += BK
-        b_at += BK
+        left = _block(a, a_stride, row, k, M, K, BM, BK, True, DESCRIPTORS, ALIGN)
+        right = _block(b, b_stride, column, k, N, K, BN, BK, True, DESCRIPTORS, ALIGN)
+        first = dot(left, right.T, first, PRECISION)
+        right = _block(b, b_stride, N + column, k, 2 * N, K, BN, BK, True, DESCRIPTORS, ALIGN)
+        second = dot(left, right.T, second, PRECISION)
     return first, second

@@ -2,12 +2,23 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["STEP_CHANNELS", "STEP_NUMBER", "STEP_SCALAR", "move_back", "read_step", "velocity"]
+__all__ = [
+    "STEP_CHANNELS", "STEP_NUMBER", "STEP_SCALAR", "move", "move_back", "move_backward", "read_step", "step_kind",
+    "velocity",
+]  # fmt: skip
 
 STEP_NUMBER = tl.constexpr(0)  # an argument
 STEP_SCALAR = tl.constexpr(1)  # a tensor ()
 STEP_CHANNELS = tl.constexpr(2)  # a tensor (D,)
+
+
+def step_kind(step_tensor: Tensor | None) -> int:
+    """Of the kernels' STEP."""
+    if step_tensor is None:
+        return STEP_NUMBER.value
+    return STEP_SCALAR.value if step_tensor.dim() == 0 else STEP_CHANNELS.value
 
 
 @triton.jit
@@ -44,3 +55,28 @@ def move_back(dz, dv, x, u, along, back, eps, DIRECTION: tl.constexpr):
         return dz - dv, (dv - u / length * radial) / length
     else:
         return dz, dv
+
+
+@triton.jit
+def move(x, u, c, eps, DIRECTION: tl.constexpr):
+    """y of a tile of whole rows."""
+    along = tl.sum(u * (u if DIRECTION == "difference" else x), 1)[:, None]
+    z = x + c * velocity(x, u, along, eps, DIRECTION)
+    length = tl.maximum(tl.sqrt(tl.sum(z * z, 1)), eps)
+    return z / length[:, None]
+
+
+@triton.jit
+def move_backward(g, x, u, c, eps, DIRECTION: tl.constexpr):
+    """``(dx, du, dstep)`` of a tile of whole rows, dstep not yet summed over them."""
+    along = tl.sum(u * (u if DIRECTION == "difference" else x), 1)[:, None]
+    v = velocity(x, u, along, eps, DIRECTION)
+    z = x + c * v
+    norm = tl.sqrt(tl.sum(z * z, 1))[:, None]
+    length = tl.maximum(norm, eps)
+    radial = tl.where(norm >= eps, tl.sum(g * z, 1)[:, None] / length, 0.0)
+    dz = (g - z / length * radial) / length
+    dv = c * dz
+    back = tl.sum(dv * (u if DIRECTION == "difference" else x), 1)[:, None]
+    dx, du = move_back(dz, dv, x, u, along, back, eps, DIRECTION)
+    return dx, du, dz * v

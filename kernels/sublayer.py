@@ -1,7 +1,7 @@
 """What the sublayer steps share: ``y = a x + c drop(W f(N(x)) + b)``, or N of the sum, around whatever f is.
 
 operand           N(x) or x as the matrix that the first product reads
-residual_sum      the second product with the residual sum in its epilogue
+residual_sum      the second product with the residual sum, and the post-norm, in its epilogue
 through_output    back from dy to the gradients of the sum, of the product's result and of b, in one row kernel
 """
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .dropout import Dropout
-from .linear_residual import linear_residual
+from .linear_residual import Norm, linear_residual
 from .norm_rows import normalize_rows, normalize_rows_backward
 from .rows import LONGEST, Rows, as_rows
 
-__all__ = ["is_post", "matrix", "operand", "residual_sum", "through_output", "why_not_rows"]
+__all__ = ["is_post", "matrix", "operand", "post_norm", "residual_sum", "through_output", "why_not_rows"]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,11 +47,15 @@ def operand(rows: Rows, dtype: torch.dtype, t=None, o=None) -> Tensor:
     return normalize_rows(rows, None, None, None, 0.0, dtype)
 
 
-def residual_sum(rows: Rows, t, o, h: Tensor, dropout: Dropout) -> Tensor:
-    """``a x + c drop(h W_out^T + b_out)``, (M, D); in float32 where a norm follows, so that y is rounded once."""
-    dtype = torch.float32 if is_post(o) else rows.tensor.dtype
+def residual_sum(rows: Rows, t, o, h: Tensor, dropout: Dropout, dtype: torch.dtype, norm: Norm | None = None) -> Tensor:
+    """``a x + c drop(h W_out^T + b_out)``, (M, D) in ``dtype``, or the norm of that."""
     a, c = o.residual_scale, o.step
-    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout)
+    return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout, norm=norm)
+
+
+def post_norm(t, o, total: Tensor | None) -> Norm | None:
+    """What follows the sum, if anything does; ``total``, if it is given, gets the sum itself."""
+    return Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None
 
 
 def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):

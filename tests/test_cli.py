@@ -30,7 +30,9 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"], ["gpu-suite"]]
+)
 def test_every_command_has_help(arguments, capsys):
     with pytest.raises(SystemExit) as exit_code:
         cli.main([*arguments, "--help"])
@@ -88,8 +90,45 @@ def test_contradictions_are_usage_errors(arguments, capsys):
 
 def test_missing_extras_name_the_install_command(monkeypatch, capsys):
     find = cli.importlib.util.find_spec
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "rich" else find(name))
-    assert "pip install 'macaron_ops[bench]'" in refused(capsys, *TINY_LAYERS)
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "transformers" else find(name))
+    assert "pip install 'macaron_ops[bench]'" in refused(capsys, "bench", "model")
+
+
+def test_layers_and_operators_need_torch_alone(tmp_path, capsys, tiny_budget, monkeypatch):
+    for name in ("rich", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.delitem(sys.modules, "macaron_ops.bench.console", raising=False)
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
+    )
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path)]) == cli.FINISHED
+    output = capsys.readouterr().out
+    assert "layers: conformer-s, float32, forward  (batch 2" in output and "[1/1] layers conformer-s" in output
+    assert "there are no pictures" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_goes_on_where_it_stopped_and_only_if_nothing_changed(tmp_path, capsys, tiny_budget, monkeypatch):
+    monkeypatch.setattr("macaron_ops.bench.report.can_draw", lambda: False)  # pictures take seconds
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path)]) == cli.FINISHED
+    whole = results.load(tmp_path)
+    capsys.readouterr()
+    part = whole | {"status": "interrupted", "rows": []}
+    (tmp_path / "results.json").write_text(json.dumps(part))
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FINISHED
+    assert "layers conformer-s" in capsys.readouterr().out
+    assert len(results.load(tmp_path)["rows"]) == len(whole["rows"])
+    kept = results.load(tmp_path)["rows"]
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FINISHED
+    assert results.load(tmp_path)["rows"] == kept
+    assert "it had other options" in refused(capsys, *TINY_LAYERS, "--seed", "1", "--out", str(tmp_path), "--resume")
+    hung = part | {"status": "running", "measuring": "layers conformer-s float32 forward"}
+    (tmp_path / "results.json").write_text(json.dumps(hung))
+    assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FAILED
+    assert all("crashed or hung in it" in row["reason"] for row in results.load(tmp_path)["rows"])
+    part["environment"]["sources"] = "others"
+    (tmp_path / "results.json").write_text(json.dumps(part))
+    assert "sources was others, is" in refused(capsys, *TINY_LAYERS, "--out", str(tmp_path), "--resume")
 
 
 def test_a_run_ends_with_its_report_and_can_be_compared(tmp_path, capsys, tiny_budget):

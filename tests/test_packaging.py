@@ -1,6 +1,7 @@
 """The rooms kernels/ and bench/ install inside macaron_ops, and so does the native library: from a wheel, from an
 sdist, and editable."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -25,6 +26,10 @@ BUILDS = (
     and (shutil.which("ninja") or shutil.which("ninja", path=Path(sys.executable).parent)) is not None
     and os.environ.get("MACARON_OPS_BUILD", "cpu") == "cpu"
 )
+TRITON = importlib.util.find_spec("triton") is not None
+SHIPPED = str(len(list(ROOT.glob("kernels/tuned/*.json")))) if TRITON else "none"
+# How many tables of tiles an installed package finds.
+TABLES = "from macaron_ops.kernels import tiles; print(len(tiles.tables()))" if TRITON else "print('none')"
 IMPORTS = "import macaron_ops, macaron_ops.kernels, macaron_ops.bench, macaron_ops.cli as cli"
 
 
@@ -73,6 +78,19 @@ def tree(tmp_path_factory):
     return tree
 
 
+def test_a_checkout_works_without_an_installation():
+    code = """
+import sys
+for hooks in (sys.meta_path, sys.path_hooks, sys.path):
+    hooks[:] = [hook for hook in hooks if "editable" not in repr(hook).lower()]
+sys.path.insert(0, sys.argv[1])
+import macaron_ops, macaron_ops.kernels, macaron_ops.bench.suites
+print(macaron_ops.kernels.__file__, macaron_ops.bench.__file__)
+"""
+    found = python("-c", code, ROOT, cwd=ROOT.parent).split()
+    assert found == [str(ROOT / room / "__init__.py") for room in ("kernels", "bench")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
     return build_wheel(tree, tmp_path_factory.mktemp("wheel"))
@@ -88,6 +106,8 @@ def test_wheel_holds_the_data_files(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert "macaron_ops/py.typed" in names
+    tables = {f"macaron_ops/kernels/tuned/{path.name}" for path in ROOT.glob("kernels/tuned/*.json")}
+    assert tables and tables <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if "/results/" in name]
     assert RECORD in names and not [name for name in names if "csrc" in name or name.startswith("tools")]
@@ -112,10 +132,11 @@ def test_unpacked_wheel_imports(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     native = "from macaron_ops import native; print(native.library())"
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {IMPORTS}; print(cli.__file__); {native}"
-    cli, library = python("-P", "-c", script, cwd=tmp_path).splitlines()
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {IMPORTS}; print(cli.__file__); {native}; {TABLES}"
+    cli, library, tables = python("-P", "-c", script, cwd=tmp_path).splitlines()
     assert Path(cli) == tmp_path / "macaron_ops/cli.py"
     assert library == (str(tmp_path / LIBRARY) if BUILDS else "None")
+    assert tables == SHIPPED
 
 
 def test_sdist_gives_the_same_wheel(tree, wheel, tmp_path):
@@ -139,7 +160,9 @@ def test_editable_install_sees_files_added_later(tree, tmp_path):
     script = (
         f"import site, sys; site.addsitedir({str(tmp_path)!r}); sys.path.append({site_packages!r}); "
         "from macaron_ops import room_added_later; from macaron_ops.bench import added_later as last; "
-        "print(last.__file__)"
+        f"print(last.__file__); {TABLES}"
     )
     # -S: without this environment's own editable install
-    assert Path(python("-S", "-P", "-c", script, cwd=tmp_path)) == tree / "bench/added_later.py"
+    added, tables = python("-S", "-P", "-c", script, cwd=tmp_path).splitlines()
+    assert Path(added) == tree / "bench/added_later.py"
+    assert tables == SHIPPED

@@ -2,6 +2,8 @@
 
 usage: python tools/build_native.py              what changed since the last time; nothing changed: no work, at once
        python tools/build_native.py --sanitize   build/sanitize/: with AddressSanitizer and UBSan, the package untouched
+       python tools/build_native.py --emulate    build/emulate/: the instruction sets of AVX-512 on a machine with AVX2
+                                                 (csrc/emulated), to be tested, the package untouched; or with both
 
 Needs a C++ compiler, ninja, and the headers of any torch from 2.11 on: they are found, torch is not imported, and the
 library runs with every torch from 2.11 on (LibTorch's stable ABI) and with every Python. `pip install` runs this file
@@ -37,10 +39,22 @@ class BuildError(Exception):
     """A part cannot be built; the message says why, in a line or two."""
 
 
+class Modes(NamedTuple):
+    """What a library for tests is built with."""
+
+    emulate: bool = False
+    sanitize: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Relative to ROOT, as all paths of ours in a build.ninja: a copied checkout has nothing to build again."""
+        return "build/" + ("-".join(name for name, on in self._asdict().items() if on) or "native")
+
+
 class Part(NamedTuple):
     library: str
     about: str
-    plan: Callable[[bool], tuple[str, dict]]  # whether to sanitize -> the text of its build.ninja, what to record
+    plan: Callable[[Modes], tuple[str, dict]]  # -> the text of its build.ninja, what to record
 
 
 # --- cpu: the kernels once per instruction set, without a header of torch; what binds them to torch once ------------
@@ -51,6 +65,8 @@ ISAS = {  # of each machine, from the oldest to the newest; the library chooses 
     "x86_64": {"base": "", "avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16"},
     "aarch64": {"base": ""},
 }
+BY_AVX2 = f"{AVX2} -Wno-psabi -include csrc/emulated/avx512.h"
+EMULATED_ISAS = {"x86_64": {"avx512": BY_AVX2, "avx512_bf16": f"{BY_AVX2} -DMACARON_OPS_EMULATED_BF16"}}
 LANGUAGE = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Icsrc"
 # A NaN or an infinity must come out where one went in: never -ffast-math.
 KERNELS = "-fno-math-errno -fno-trapping-math -ffp-contract=fast"
@@ -62,17 +78,20 @@ LIBRARIES = "-Wl,--no-as-needed -ltorch -Wl,--as-needed -ltorch_cpu -lc10 -Wl,-z
 SANITIZE = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 
-def plan_cpu(sanitize: bool) -> tuple[str, dict]:
+def plan_cpu(modes: Modes) -> tuple[str, dict]:
     cxx, version = compiler()
     torch = find_torch()
-    isas = ISAS.get(platform.machine()) if sys.platform == "linux" else None
+    known = EMULATED_ISAS if modes.emulate else ISAS
+    isas = known.get(platform.machine()) if sys.platform == "linux" else None
     if isas is None:
-        raise BuildError(f"there are no CPU kernels for {sys.platform} on {platform.machine()}: {', '.join(ISAS)} only")
+        raise BuildError(
+            f"there are no CPU kernels for {sys.platform} on {platform.machine()}: {', '.join(known)} only"
+        )
     kernels = sorted(ROOT.glob("csrc/cpu/*.cpp"))
     glue = sorted(ROOT.glob("csrc/cpu/torch/*.cpp"))
     if not kernels or not glue:
         raise BuildError("csrc/cpu holds no sources: this is not a whole checkout or source distribution")
-    folder = build_folder("cpu", sanitize)
+    folder = f"{modes.folder}/cpu"
     library = f"{folder}/{PARTS['cpu'].library}"
     lines = [
         "ninja_required_version = 1.5",
@@ -87,15 +106,20 @@ def plan_cpu(sanitize: bool) -> tuple[str, dict]:
         lines.append(f"build {objects[-1]}: compile {source.relative_to(ROOT)}")
         lines.append(f"  what = {source.relative_to(ROOT)} ({kind})\n  flags = {flags}")
 
+    def optimised(level: str) -> str:
+        return SANITIZE if modes.sanitize else level
+
     for isa, flags in isas.items():
         for source in kernels:
-            optimise = SANITIZE if sanitize else "-O3"
+            optimise = optimised("-O1" if modes.emulate else "-O3")
             compile_one(source, isa, f"{LANGUAGE} {optimise} {KERNELS} -DMACARON_OPS_ISA={isa} {flags}".strip())
+    built = option("-DMACARON_OPS_ISAS(X)=", " ".join(f"X({isa})" for isa in isas))
+    headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')} {built}"
+    if modes.emulate:
+        headers += " -DMACARON_OPS_EMULATED"
     for source in glue:
-        optimise = SANITIZE if sanitize else "-O2"
-        headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')}"
-        compile_one(source, "torch", f"{LANGUAGE} {optimise} {headers}")
-    lines.append(f"build {library}: link {' '.join(objects)}\n  flags = {SANITIZE if sanitize else ''}")
+        compile_one(source, "torch", f"{LANGUAGE} {optimised('-O2')} {headers}")
+    lines.append(f"build {library}: link {' '.join(objects)}\n  flags = {optimised('')}")
     record = {"instruction sets": list(isas), "compiler": version, "torch headers": torch.version}
     return "\n".join(lines) + "\n", record
 
@@ -149,18 +173,13 @@ def ninja() -> str:
 # --- ninja ----------------------------------------------------------------------------------------------------------
 
 
-def build_folder(part: str, sanitize: bool) -> str:
-    """Relative to ROOT, as all paths of ours in a build.ninja: a copied checkout has nothing to build again."""
-    return f"build/{'sanitize' if sanitize else 'native'}/{part}"
-
-
 def escaped(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def option(name: str, path: Path) -> str:
-    """A compiler's option with a path that may hold anything."""
-    return escaped(shlex.quote(f"{name}{path}"))
+def option(name: str, value: Path | str) -> str:
+    """A compiler's option with a value that may hold anything."""
+    return escaped(shlex.quote(f"{name}{value}"))
 
 
 def rule(name: str, command: str, description: str, *more: str) -> str:
@@ -204,10 +223,10 @@ def run_ninja(build_file: Path) -> None:
         raise BuildError(errors[0] if errors else f"{command[0]} failed without a word")
 
 
-def build(part: str, sanitize: bool = False) -> tuple[Path, dict]:
+def build(part: str, modes: Modes) -> tuple[Path, dict]:
     """Builds a part in its folder under build/: its library, and what to record about it."""
-    text, record = PARTS[part].plan(sanitize)
-    folder = ROOT / build_folder(part, sanitize)
+    text, record = PARTS[part].plan(modes)
+    folder = ROOT / modes.folder / part
     build_file = folder / "build.ninja"
     with alone(folder):
         if not build_file.exists() or build_file.read_text() != text:
@@ -259,7 +278,7 @@ def install(folder: Path, optional: bool) -> bool:
         try:
             if asked is not None and name not in asked:
                 raise BuildError(f"it was built with MACARON_OPS_BUILD={','.join(asked) or 'none'}")
-            library, record[name] = build(name)
+            library, record[name] = build(name, Modes())
             put(library, folder)
         except BuildError as error:
             wanted = asked is None or name in asked
@@ -295,12 +314,13 @@ MEND = f"a C++ compiler (GCC 10, clang 12 or newer: apt install g++), ninja and 
 
 def main(arguments: list[str]) -> str | None:
     """What went wrong, or None."""
-    if arguments not in ([], ["--sanitize"]):
+    if not set(arguments) <= {f"--{name}" for name in Modes._fields}:
         return __doc__
+    modes = Modes(*(f"--{name}" in arguments for name in Modes._fields))
     try:
-        if arguments:
+        if any(modes):
             for name in PARTS:
-                put(build(name, sanitize=True)[0], ROOT / "build" / "sanitize")
+                put(build(name, modes)[0], ROOT / modes.folder)
         else:
             install(PACKAGE, optional=False)
     except BuildError as error:

@@ -62,7 +62,7 @@ def variant_names(preset: Preset, direction: str, options: Options) -> tuple[str
     implementations = [EAGER]
     if options.compile and (options.effort != "quick" or preset.name in QUICK_COMPILES):
         implementations.append(COMPILED)
-    ours = [f"{OURS} {backend}" for backend in backend_names(options)]
+    ours = [f"{OURS} {backend}" for backend in backend_names(options, ("ffn_step", "attend_step"))]
     implementations += [*ours, *(f"{name} lean" for name in ours)] if direction == "forward+backward" else ours
     return *(f"{implementation} {scheme}" for implementation in implementations for scheme in SCHEMES), PRODUCTS
 
@@ -113,8 +113,8 @@ def _build(
     preset: Preset, size: tuple[int, int], dtype: torch.dtype, direction: str, options: Options, names: Sequence[str]
 ) -> Iterable[Variant]:
     device = options.device
-    torch.manual_seed(options.seed)
-    x, grad = (torch.randn(*size, preset.width, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device=device).manual_seed(options.seed)
+    x, grad = (torch.randn(*size, preset.width, generator=generator, device=device).to(dtype) for _ in range(2))
     x.requires_grad_(direction != "forward")
     eager = {scheme: eager_layer(preset, scheme, device, dtype, options.seed) for scheme in SCHEMES}
     if preset.activation == "relu" and x.requires_grad:

@@ -1,7 +1,11 @@
 """Each operator of macaron_ops against its eager form, torch.compile of that, and its bare matrix products.
 
 ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer;
-normalize_step and sphere_attend_step move particles on the unit sphere.
+normalize_step and sphere_attend_step move particles on the unit sphere. On a GPU there are also a whole FFN of width
+4096 and row kernels, normalize_step and the layer norm of the Triton kernels, at 1, 64 and 256 MB a tensor: those are
+limited by memory, and told as a share of the copy bandwidth.
+
+On a GPU what ffn_step and the row kernels read is taken from memory: each call has another copy of the tensors.
 
 Particles in three dimensions are float32 unless another dtype is asked for, and have more denominators: eager with its
 n x n matrix, `scaled_dot_product_attention`, and pykeops where it is installed. Eight times as many, too many for the
@@ -11,6 +15,7 @@ matrix, are measured alone.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -33,7 +38,9 @@ from ..group import (
     Ready,
     Variant,
     backend_names,
+    copies,
     gradients,
+    in_turn,
     on_backend,
 )
 from ..options import DTYPES, Options
@@ -50,6 +57,10 @@ _IN_SPACE["cuda"] = {"quick": 8192, "normal": 16384, "full": 32768}
 _MANY = 8  # times as many as in space
 _CHECKED = 256  # of the many
 _STEP, _BETA = 0.1, 4.0
+WIDE_PRESET = "wmt-big"  # whose whole FFN is measured too
+TRITON = f"{OURS} triton"
+_MEGABYTES = {"quick": (1, 64), "normal": (1, 64, 256), "full": (1, 64, 256, 1024)}
+_ROW = 1024  # channels of the row kernels' rows
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,9 @@ class Case:
 
     `rivals` are further forms that are not ours, `exact` the eager form that computes the truth, where another one
     would take too much memory. `alone`: too large for eager forms and the reference; the first particles are checked.
+    `cold`: on a GPU its tensors are read from memory. `row_passes`: how many tensors like x a forward, and a forward
+    with its backward, read and write at the least, where memory is the limit. `kernel`: `fused` is a Triton kernel that
+    no operator is, and has no other backend.
     """
 
     subject: str
@@ -73,6 +87,9 @@ class Case:
     alone: bool = False
     min_rounds: int | None = None
     dtypes: tuple[str, ...] = tuple(DTYPES)
+    cold: bool = False
+    row_passes: tuple[int, int] | None = None
+    kernel: bool = False
 
 
 def groups(options: Options) -> list[Group]:
@@ -80,7 +97,7 @@ def groups(options: Options) -> list[Group]:
         _group(case, dtype, direction, options)
         for case in cases(options)
         for dtype in options.dtypes
-        if dtype in case.dtypes or options.dtype_names
+        if dtype in case.dtypes or (options.dtype_names and case.row_passes is None)
         for direction in (flops.PASSES if not case.alone else ("forward",))
     ]
     return [group for group in found if group.names]
@@ -100,7 +117,20 @@ def cases(options: Options) -> list[Case]:
     ]
     if effort != "quick":
         found.append(many_case(_MANY * _IN_SPACE[device][effort]))
+    if device == "cuda":
+        wide = PRESETS[WIDE_PRESET]
+        found += [whole_ffn_case(wide, *wide.size(device, effort)), *row_cases(options)]
     return found
+
+
+def row_cases(options: Options) -> list[Case]:
+    """The row kernels at some megabytes a tensor, whatever its dtype."""
+    return [
+        replace(case((megabytes << 20) // (_ROW * DTYPES[dtype].itemsize), megabytes), dtypes=(dtype,))
+        for megabytes in _MEGABYTES[options.effort]
+        for case in (normalize_rows_case, norm_case)
+        for dtype in options.dtypes
+    ]
 
 
 def ffn_case(preset: Preset, batch: int, length: int) -> Case:
@@ -121,7 +151,14 @@ def ffn_case(preset: Preset, batch: int, length: int) -> Case:
         fused,
         [products.linear_shape(batch * length, width, hidden), products.linear_shape(batch * length, hidden, width)],
         flops.ffn_flops(batch * length, width, hidden),
+        cold=True,
     )
+
+
+def whole_ffn_case(preset: Preset, batch: int, length: int) -> Case:
+    """The FFN of the Lie-Trotter layer, of the preset's whole width."""
+    case = ffn_case(replace(preset, hidden=2 * preset.hidden), batch, length)
+    return replace(case, subject=f"{case.subject} F={preset.hidden}")
 
 
 def attend_case(preset: Preset, batch: int, length: int) -> Case:
@@ -162,7 +199,62 @@ def normalize_case(preset: Preset, batch: int, length: int) -> Case:
         [],
         None,
         on_sphere=True,
+        cold=True,
+        row_passes=(3, 8),  # x and u to y; then grad, x and u to their gradients
     )
+
+
+def normalize_rows_case(rows: int, megabytes: int) -> Case:
+    return replace(
+        normalize_case(replace(PRESETS[WIDE_PRESET], width=_ROW), 1, rows),
+        subject=f"normalize_step {megabytes} MB",
+    )
+
+
+def norm_case(rows: int, megabytes: int) -> Case:
+    """The layer norm that stands around a wide FFN, as rows of its own."""
+    return Case(
+        f"layer_norm {megabytes} MB",
+        {"batch": 1, "length": rows, "width": _ROW},
+        {"x": (1, rows, _ROW), "norm_weight": (_ROW,), "norm_bias": (_ROW,)},
+        lambda x, norm_weight, norm_bias: F.layer_norm(x, (_ROW,), norm_weight, norm_bias),
+        _norm_rows,
+        [],
+        None,
+        cold=True,
+        row_passes=(2, 5),  # x to n; then grad and x to the gradient
+        kernel=True,
+    )
+
+
+def _norm_rows(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+    return _NormRows.apply(x, norm_weight, norm_bias)
+
+
+class _NormRows(torch.autograd.Function):
+    """The Triton kernels' layer norm with its backward, which the operators launch between their products."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        from macaron_ops.kernels.norm_rows import normalize_rows
+        from macaron_ops.kernels.rows import as_rows
+
+        ctx.save_for_backward(x, weight)
+        return normalize_rows(as_rows(x), "layer", weight, bias, _EPS, x.dtype).view(x.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from macaron_ops.kernels.norm_rows import normalize_rows_backward
+        from macaron_ops.kernels.rows import as_rows
+
+        x, weight = ctx.saved_tensors
+        total, _, (by_weight, by_bias, _) = normalize_rows_backward(
+            as_rows(grad), as_rows(x), "layer", weight, _EPS, total=x.dtype, sums=(True, True, False)
+        )
+        return total.view(x.shape), by_weight.to(weight.dtype), by_bias.to(weight.dtype)
+
+
+_EPS = 1e-5  # torch's default
 
 
 def sphere_case(batch: int, particles: int, dimension: int) -> Case:
@@ -216,27 +308,38 @@ def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
         names=(*theirs, *ours, *bare),
         build=partial(_build, case, DTYPES[dtype], direction, options),
         min_rounds=case.min_rounds,
+        bytes=_bytes(case, dtype, direction),
     )
 
 
 def _backends(case: Case, options: Options) -> tuple[str, ...]:
     """The reference, where its calls take seconds, only if asked for or, but for the many, if nothing else can run."""
     names = backend_names(options)
+    if case.kernel:
+        return tuple(name for name in names if f"{OURS} {name}" == TRITON)
     if options.backends or not case.min_rounds:
         return names
     fused = tuple(name for name in names if name != REFERENCE)
     return fused if case.alone else fused or names
 
 
+def _bytes(case: Case, dtype: str, direction: str) -> int | None:
+    if case.row_passes is None:
+        return None
+    passes = dict(zip(flops.PASSES, case.row_passes, strict=True))[direction]
+    return passes * math.prod(case.tensors["x"]) * DTYPES[dtype].itemsize
+
+
 def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int) -> dict[str, Tensor]:
     """Random tensors rounded to `dtype`; x of an operator on the sphere has rows of length one."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device=device).manual_seed(seed)
     inputs = {}
     for name, shape in case.tensors.items():
-        values = (
-            torch.randn(shape, generator=generator) if name in "xu" else eager.random_parameter(name, shape, generator)
-        )
-        inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(device, dtype)
+        if name in "xu":
+            values = torch.randn(shape, generator=generator, device=device)
+        else:
+            values = eager.random_parameter(name, shape, generator)
+        inputs[name] = (F.normalize(values, dim=-1) if case.on_sphere and name == "x" else values).to(dtype)
     if case.shape.get("activation") == "relu":
         names = ("x", "w_in", "b_in", "norm_weight", "norm_bias")
         inputs["b_in"] += eager.kink_shift(*(inputs[name].double() for name in names)).to(dtype)
@@ -248,12 +351,18 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
     backward = direction != "forward"
     for tensor in inputs.values():
         tensor.requires_grad_(backward)
-    generator = torch.Generator().manual_seed(options.seed + 1)
-    grad = torch.randn(case.tensors["x"], generator=generator).to(options.device, dtype)
+    generator = torch.Generator(device=options.device).manual_seed(options.seed + 1)
+    grad = torch.randn(case.tensors["x"], generator=generator, device=options.device).to(dtype)
+    nbytes = sum(tensor.nbytes for tensor in inputs.values())
+    sets = [(inputs, grad)] + [
+        _copy(inputs, grad) for _ in range(copies(nbytes, options.device) - 1 if case.cold else 0)
+    ]
 
-    def ready(operator: Callable[..., Tensor], tensors: dict[str, Tensor]) -> Ready:
-        wrt = tuple(tensors.values())
-        return gradients(lambda: operator(**tensors), wrt, grad.to(wrt[0].dtype), direction)
+    def ready(operator: Callable[..., Tensor], tensors: dict[str, Tensor], grad: Tensor) -> Ready:
+        return gradients(lambda: operator(**tensors), tuple(tensors.values()), grad, direction)
+
+    def in_sets(operator: Callable[..., Tensor]) -> Ready:
+        return in_turn([ready(operator, *one) for one in sets])
 
     @cache
     def yardstick() -> Yardstick:
@@ -261,9 +370,9 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
         if case.alone:
             truths, found = (case.exact(x[:, :_CHECKED], others=x) for x in (exact["x"], inputs["x"]))
             return Yardstick.of(["output"], [truths], [found])
-        truths = ready(case.exact or case.eager, exact).call()
+        truths = ready(case.exact or case.eager, exact, grad.double()).call()
         tensors = ["output", *(f"{name} gradient" for name in inputs)][: len(truths)]
-        return Yardstick.of(tensors, truths, ready(case.eager, inputs).call())
+        return Yardstick.of(tensors, truths, ready(case.eager, inputs, grad).call())
 
     def check(foreign: bool, found: Sequence[Tensor]) -> dict[str, object]:
         seen = [found[0][:, :_CHECKED]] if case.alone else found
@@ -271,17 +380,24 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
 
     def prepare(name: str) -> Ready:
         if name == EAGER:
-            return ready(case.eager, inputs)
+            return in_sets(case.eager)
         if name == COMPILED:
-            return ready(torch.compile(case.eager, fullgraph=True, dynamic=False), inputs)
+            return in_sets(torch.compile(case.eager, fullgraph=True, dynamic=False))
         if name in case.rivals:
-            return ready(case.rivals[name], inputs)
+            return in_sets(case.rivals[name])
         backend = name.removeprefix(OURS).strip()
-        forward = on_backend(backend, lambda: case.fused(**inputs))
-        return gradients(forward, tuple(inputs.values()), grad, direction)
+        return in_sets(case.fused if case.kernel else on_backend(backend, case.fused))
 
     for name in names:
         if name == PRODUCTS:
-            yield products.variant(case.products, direction, dtype, options.device)
+            yield products.variant(case.products, direction, dtype, options.device, len(sets))
         else:
-            yield Variant(name, partial(prepare, name), partial(check, name == COMPILED or name in case.rivals))
+            seen = partial(check, name == COMPILED or name in case.rivals)
+            yield Variant(name, partial(prepare, name), seen, capturable=name != KEOPS)
+
+
+def _copy(tensors: dict[str, Tensor], grad: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The same numbers in other memory."""
+    return {
+        name: tensor.detach().clone().requires_grad_(tensor.requires_grad) for name, tensor in tensors.items()
+    }, grad.clone()

@@ -314,15 +314,15 @@ int64_t sequences_of_group(const AttendCall<X, W>& call, const Parts<X, W>& part
   const AttendStep<X, W>& a = call.a;
   const int64_t unit = call.unit(), tokens = a.saved_q == nullptr ? kLeanGroupTokens : kGroupTokens;
   const int64_t few = smaller(larger<int64_t>(tokens / a.tokens / unit, 1) * unit, a.batch);
-  int64_t sums = a.grad_w_out == nullptr ? 0 : MatrixGradient<W>::sums_size(call.channels(), a.width), features = 0;
+  int64_t sums = a.grad_w_out == nullptr ? 0 : MatrixGradient<W>::bytes_beside(call.channels(), a.width), features = 0;
   for (int i = 0; i < parts.count; ++i) {
     const Part<W>& part = parts.part[i];
-    if (part.grad_w != nullptr) sums += MatrixGradient<W>::sums_size(part.features, part.width);
+    if (part.grad_w != nullptr) sums += MatrixGradient<W>::bytes_beside(part.features, part.width);
     features += part.features;
   }
   const int64_t heads = a.saved_q == nullptr ? 2 * features : features;  // projected again, and gradients
   const int64_t token = (heads + call.channels() + 4 * a.width) * sizeof(Packed<W>) + a.width * sizeof(float);
-  return (a.batch - few) * a.tokens * token <= sums * int64_t(sizeof(float)) ? a.batch : few;
+  return (a.batch - few) * a.tokens * token <= sums ? a.batch : few;
 }
 
 }  // namespace
@@ -359,12 +359,13 @@ void attend_step_backward(const AttendStep<X, W>& a, const Host& host) {
       const Tokens tokens = group.tokens_of_part(i);
       if (tokens.rows == 0) continue;
       const Word<W>* inputs = part.of_context ? group.context : group.n;
-      if (grad_w[i]) grad_w[i].add(host, static_cast<const Element*>(group.grads[i]), tokens.rows, inputs, !later, last);
-      if (part.grad_b != nullptr)
-        add_rows<Element>(host, group.grads[i], part.features, tokens.panels(), part.grad_b, later);
+      const Element* grad = group.grads[i];
+      if (grad_w[i]) grad_w[i].add(host, grad, tokens.rows, inputs, !later, last, part.grad_b);
+      else if (part.grad_b != nullptr)
+        add_rows(host, grad, part.features, tokens.panels(), part.grad_b, later);
     }
     if (grad_w_out)
-      grad_w_out.add(host, attended, group.tokens(false).rows, static_cast<const Word<W>*>(group.u), !later, last);
+      grad_w_out.add(host, attended, group.tokens(false).rows, static_cast<const Word<W>*>(group.u), !later, last, nullptr);
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr) add_partial(group.partial + i * a.width, panels, 3 * a.width, a.width, vectors[i], later);

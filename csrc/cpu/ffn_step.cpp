@@ -72,8 +72,10 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
   };
   const Weight<W> gate{a.w_in + f0 * a.width, a.width, 1}, up{gate.p + a.hidden * a.width, a.width, 1};
   auto run = [&](auto halves, const auto& weights) {
-    each_tile(host, weights, count, 0, a.width, block.panels,
-              [&](int64_t f, int64_t rows, const Left<Packed<W>>* left, int64_t p) { tile(halves, f, rows, left, p); });
+    each_tile(host, weights, count, 0, a.width, a.width, block.panels,
+              [&](int64_t f, int64_t rows, const Left<Packed<W>>* left, int64_t p, int64_t) {
+                tile(halves, f, rows, left, p);
+              });
   };
   const Weight<W> one[1] = {gate}, two[2] = {gate, up};
   if (is_gated(a.activation)) run([] { return 2; }, two);
@@ -85,10 +87,10 @@ template <class X, class W>
 void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& w, int64_t rows, int64_t k0, int64_t k,
                    const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
   const Weight<W> weights[1] = {w};
-  each_tile(host, weights, rows, k0, k, block.panels,
-            [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p) {
-              tile_rows(count, *left, b + p * stride, kPanel, block.rows(p), sums + (p * rows + i) * kPanel, kPanel,
-                        accumulate);
+  each_tile(host, weights, rows, k0, k, columns_of(k), block.panels,
+            [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
+              tile_rows(count, *left, b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, block.rows(p),
+                        sums + (p * rows + i) * kPanel, kPanel, accumulate || c > 0);
             });
 }
 
@@ -196,8 +198,8 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   for (int64_t f0 = 0; f0 < a.hidden; f0 += chunk) {
     const int64_t count = smaller(chunk, a.hidden - f0);
     const Weight<W> w_out[1] = {{a.w_out + f0, 1, a.hidden}};
-    each_tile(host, w_out, count, 0, a.width, block.panels,
-              [&](int64_t f, int64_t rows, const Left<Element>* left, int64_t p) {
+    each_tile(host, w_out, count, 0, a.width, a.width, block.panels,
+              [&](int64_t f, int64_t rows, const Left<Element>* left, int64_t p, int64_t) {
                 alignas(64) float grad_h[kRows * kPanel];
                 tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
                 const W* z_tile = z + (p * channels + f0 + f) * kPanel;
@@ -240,10 +242,10 @@ template <class X, class W>
 int64_t panels_of_group(const FFNStep<X, W>& a, int64_t all) {
   const int64_t few = smaller(a.saved_hidden == nullptr ? kLeanGroupPanels : kGroupPanels, all);
   int64_t sums = 0;
-  if (a.grad_w_in != nullptr) sums += MatrixGradient<W>::sums_size(pre_activations(a), a.width);
-  if (a.grad_w_out != nullptr) sums += MatrixGradient<W>::sums_size(a.hidden, a.width);
+  if (a.grad_w_in != nullptr) sums += MatrixGradient<W>::bytes_beside(pre_activations(a), a.width);
+  if (a.grad_w_out != nullptr) sums += MatrixGradient<W>::bytes_beside(a.hidden, a.width);
   const int64_t panel = (a.hidden + pre_activations(a) + 3 * a.width) * sizeof(Packed<W>) + a.width * sizeof(float);
-  return (all - few) * panel * kPanel <= sums * int64_t(sizeof(float)) ? all : few;
+  return (all - few) * panel * kPanel <= sums ? all : few;
 }
 
 }  // namespace
@@ -274,9 +276,9 @@ void ffn_step_backward(const FFNStep<X, W>& a, const Host& host) {
     for (int64_t i = 0; i < panels * 3 * a.width; ++i) group.partial[i] = 0.f;
     backward_block<X, W>(host, {a, first, panels}, group);
     const int64_t tokens = smaller(panels * kPanel, a.rows - first * kPanel);
-    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, tokens, group.n_columns, !later, last);
-    if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, panels, a.grad_b_in, later);
-    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, tokens, group.u_columns, !later, last);
+    if (grad_w_in) grad_w_in.template add<Word<W>>(host, group.z, tokens, group.n_columns, !later, last, a.grad_b_in);
+    else if (a.grad_b_in != nullptr) add_rows<Packed<W>>(host, group.z, channels, panels, a.grad_b_in, later);
+    if (grad_w_out) grad_w_out.template add<Word<W>>(host, group.h, tokens, group.u_columns, !later, last, nullptr);
     float* const vectors[3] = {a.grad_b_out, a.grad_norm_weight, a.grad_norm_bias};
     for (int i = 0; i < 3; ++i)
       if (vectors[i] != nullptr)

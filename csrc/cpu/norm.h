@@ -62,27 +62,18 @@ MACARON_INLINE Vec normalized(Vec v, const Statistics& s, const Norm& norm, int6
   return v;
 }
 
-// The gradient in x from that in N(x), `grad`, of one row; the gradients in weight and bias are added to theirs where
-// they are not null. `grad` and `grad_x` may be the same row.
+// The gradient in x from that in N(x), `grad`, of one row. `grad` and `grad_x` may be the same row.
 template <class X>
-static void norm_backward_row(const X* x, const float* grad, int64_t width, const Norm& norm, float* grad_x,
-                              float* grad_weight, float* grad_bias) {
-  if (norm.kind == NormKind::none) {
-    for (int64_t c = 0; c < width; c += kLanes) store_part(grad_x + c, load_part(grad + c, width - c), width - c);
-    return;
-  }
-  const Statistics s = statistics(x, width, norm);
+static void norm_backward_row(const X* x, const float* grad, int64_t width, const Norm& norm, const Statistics& s,
+                              float* grad_x) {
   const bool sphere = norm.kind == NormKind::sphere;
   const auto standard = [&](int64_t c) { return standardised(load_part(x + c, width - c), s, norm); };
   Vec along = {}, total = {};  // sums of g y and of g, with y the standardised row and g = grad * weight
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
-    const Vec y = standard(c);
     Vec g = load_part(grad + c, n);
-    if (grad_weight != nullptr) store_part(grad_weight + c, load_part(grad_weight + c, n) + g * y, n);
-    if (grad_bias != nullptr) store_part(grad_bias + c, load_part(grad_bias + c, n) + g, n);
     if (norm.weight != nullptr) g *= load_part(norm.weight + c, n);
-    along += g * y;  // beyond the last column g is 0
+    along += g * standard(c);  // beyond the last column g is 0
     total += g;
     store_part(grad_x + c, g, n);  // rounded: where y takes all of g away, nothing of it may be left
   }
@@ -91,6 +82,35 @@ static void norm_backward_row(const X* x, const float* grad, int64_t width, cons
   for (int64_t c = 0; c < width; c += kLanes) {
     const int64_t n = width - c;
     store_part(grad_x + c, s.scale * (load_part(grad_x + c, n) - standard(c) * g_y - g_1), n);
+  }
+}
+
+// The gradients in x of `count` rows, which may lie where `grad` does; those in weight and bias are added to theirs,
+// where they are not null, pairwise over kLanes rows: the errors of one chain of sums grow with its length.
+template <class X>
+static void norm_backward(const X* x, const float* grad, int64_t count, int64_t width, const Norm& norm, float* grad_x,
+                          float* grad_weight, float* grad_bias) {
+  if (norm.kind == NormKind::none) {
+    if (grad_x != grad) std::memcpy(grad_x, grad, size_t(count * width) * sizeof(float));
+    return;
+  }
+  for (int64_t first = 0; first < count; first += kLanes) {
+    const int64_t rows = smaller<int64_t>(kLanes, count - first), at = first * width;
+    Statistics stats[kLanes];
+    for (int64_t i = 0; i < rows; ++i) stats[i] = statistics(x + at + i * width, width, norm);
+    for (int64_t c = 0; c < width; c += kLanes) {
+      const int64_t n = width - c;
+      Vec g[kLanes], along[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        g[i] = i < rows ? load_part(grad + at + i * width + c, n) : Vec{};
+        along[i] = i < rows ? g[i] * standardised(load_part(x + at + i * width + c, n), stats[i], norm) : Vec{};
+      }
+      if (grad_weight != nullptr)
+        store_part(grad_weight + c, load_part(grad_weight + c, n) + sum_of<kLanes>(along), n);
+      if (grad_bias != nullptr) store_part(grad_bias + c, load_part(grad_bias + c, n) + sum_of<kLanes>(g), n);
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      norm_backward_row(x + at + i * width, grad + at + i * width, width, norm, stats[i], grad_x + at + i * width);
   }
 }
 

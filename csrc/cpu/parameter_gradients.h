@@ -10,8 +10,26 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-// Where the gradient of a matrix goes, group of tokens after group. Only several groups of one that would be rounded each
-// time (bf16) need `sums`.
+// sums[f] (+)= the sum over tokens of a[f][token], for f from `begin` to `end`.
+template <class Element>
+static void add_rows(const Element* a, int64_t features, int64_t begin, int64_t end, int64_t panels, float* sums,
+                     bool accumulate) {
+  for (int64_t f = begin; f < end; ++f) {
+    Vec total = {};
+    for (int64_t p = 0; p < panels; ++p)
+      for (int64_t l = 0; l < kPanel; l += kLanes) total += load(a + (p * features + f) * kPanel + l);
+    sums[f] = (accumulate ? sums[f] : 0.f) + sum(total);
+  }
+}
+
+// The upper or lower halves of floats' bits, as they are.
+MACARON_INLINE void store_halves(bf16* p, VecU bits, int64_t count) {
+  const VecH halves = __builtin_convertvector(bits, VecH);
+  std::memcpy(p, &halves, size_t(smaller<int64_t>(count, kLanes)) * sizeof(bf16));
+}
+
+// Where the gradient of a matrix goes, group of tokens after group. In bf16 the sum of several groups stays a float: its
+// upper half in the gradient, its lower half in a buffer beside it, until the last group rounds it.
 template <class W>
 class MatrixGradient {
  public:
@@ -21,86 +39,97 @@ class MatrixGradient {
         features_(features),
         width_(width),
         transposed_(transposed),
-        sums_(host, grad != nullptr && several_groups ? sums_size(features, width) : 0) {}
+        lower_(host, grad != nullptr && several_groups && kNarrow ? features * width : 0) {}
 
   explicit operator bool() const { return grad_ != nullptr; }
 
-  // Floats that several groups need besides the gradient.
-  static int64_t sums_size(int64_t features, int64_t width) { return kInPlace ? 0 : features * round_up(width, kPanel); }
+  // Bytes that several groups need besides the gradient.
+  static int64_t bytes_beside(int64_t features, int64_t width) {
+    return kNarrow ? features * width * int64_t(sizeof(W)) : 0;
+  }
 
-  // Adds what a group of `tokens` contributes; `last` writes the gradient.
+  // Adds what a group of `tokens` contributes, and to `bias` where it is not null the sums over a's rows; `last` writes the
+  // gradient.
   template <class WordT>
   void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t tokens, const WordT* columns,
-           bool first, bool last) {
+           bool first, bool last, float* bias) {
     constexpr int step = kElements<WordT>;
     const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
     const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
-    const int64_t row_size = round_up(width_, kPanel);
-    parallel(host, ceil_div(features_, kRows), [&](int64_t begin, int64_t end) {
-      const int64_t last_feature = smaller(end * kRows, features_);
-      alignas(64) float part[kRows * kPanel];
-      auto tile = [&](int64_t f, int64_t d) {
-        const int64_t rows = smaller<int64_t>(kRows, last_feature - f), valid = smaller<int64_t>(kPanel, width_ - d);
-        const Left<typename Arithmetic<WordT>::Element> left{a + f * kPanel, kPanel, step, words, panels,
-                                                             features_ * kPanel};
-        float* at = sums_ != nullptr ? sums_ + f * row_size + d : part;
-        const int64_t stride = sums_ != nullptr ? row_size : kPanel;
-        tile_rows(rows, left, columns + d / kPanel * block_size, kPanel, valid, at, stride, sums_ != nullptr && !first);
-        if (sums_ == nullptr || last) write(at, stride, f, rows, d, valid, sums_ == nullptr && !first);
+    const int64_t near = larger<int64_t>(kPanelBytes / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
+    parallel(host, ceil_div(features_, kRows), [&](int64_t first_tile, int64_t last_tile) {
+      const int64_t begin = first_tile * kRows, end = smaller(last_tile * kRows, features_);
+      if (bias != nullptr) add_rows(a, features_, begin, end, panels, bias, !first);
+      alignas(64) float part[kTransposed * kPanel];
+      auto tiles = [&](int64_t f, int64_t stop, int64_t d, bool ahead) {
+        const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
+        for (int64_t i = f; i < stop; i += kRows) {
+          const Left<typename Arithmetic<WordT>::Element> left{a + i * kPanel, kPanel, step, words, panels,
+                                                               features_ * kPanel, ahead ? kRows * kPanel : 0};
+          tile_rows(smaller<int64_t>(kRows, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
+                    part + (i - f) * kPanel, kPanel, false);
+        }
+        write(part, f, stop - f, d, valid, first, last);
       };
       // The loops follow the rows of the gradient, so that its cache lines are written whole.
       if (transposed_)
         for (int64_t d = 0; d < width_; d += kPanel)
-          for (int64_t f = begin * kRows; f < last_feature; f += kRows) tile(f, d);
+          for (int64_t f = begin; f < end; f += kTransposed) tiles(f, smaller(f + kTransposed, end), d, true);
       else
-        for (int64_t f = begin * kRows; f < last_feature; f += kRows)
-          for (int64_t d = 0; d < width_; d += kPanel) tile(f, d);
+        for (int64_t d0 = 0; d0 < width_; d0 += near)
+          for (int64_t f = begin; f < end; f += kRows)
+            for (int64_t d = d0; d < smaller(d0 + near, width_); d += kPanel) tiles(f, smaller(f + kRows, end), d, d == d0);
     });
   }
 
  private:
-  static constexpr bool kInPlace = sizeof(W) == sizeof(float);
+  static constexpr int64_t kTransposed = 4 * kRows;  // rows that become columns at a time: whole vectors
+  static_assert(kTransposed % kLanes == 0);
+  static constexpr bool kNarrow = sizeof(W) < sizeof(float);
 
-  void write(const float* tile, int64_t stride, int64_t f, int64_t rows, int64_t d, int64_t valid, bool accumulate) {
+  void write(const float* tile, int64_t f, int64_t rows, int64_t d, int64_t valid, bool first, bool last) {
     if (!transposed_) {
       for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < valid; j += kLanes) {
-          W* to = grad_ + (f + i) * width_ + d + j;
-          const Vec v = load(tile + i * stride + j);
-          store_part(to, accumulate ? load_part(to, valid - j) + v : v, valid - j);
-        }
+        for (int64_t j = 0; j < valid; j += kLanes)
+          put((f + i) * width_ + d + j, load(tile + i * kPanel + j), valid - j, first, last);
       return;
     }
     for (int64_t i = 0; i < rows; i += kLanes)
       for (int64_t j = 0; j < valid; j += kLanes) {
         Vec r[kLanes];
 #pragma GCC unroll 16
-        for (int k = 0; k < kLanes; ++k) r[k] = i + k < rows ? load(tile + (i + k) * stride + j) : Vec{};
+        for (int k = 0; k < kLanes; ++k) r[k] = i + k < rows ? load(tile + (i + k) * kPanel + j) : Vec{};
         transpose(r);
-        for (int k = 0; k < smaller<int64_t>(kLanes, valid - j); ++k) {
-          W* to = grad_ + (d + j + k) * features_ + f + i;
-          store_part(to, accumulate ? load_part(to, rows - i) + r[k] : r[k], rows - i);
-        }
+        for (int k = 0; k < smaller<int64_t>(kLanes, valid - j); ++k)
+          put((d + j + k) * features_ + f + i, r[k], rows - i, first, last);
       }
+  }
+
+  // The first `count` lanes of v to the elements from `at` on.
+  void put(int64_t at, Vec v, int64_t count, bool first, bool last) {
+    W* to = grad_ + at;
+    if constexpr (kNarrow) {
+      if (lower_ != nullptr) {
+        if (!first) v += of_bits(bits_of(load_part(to, count)) | bits_of(load_part(lower_ + at, count)) >> 16);
+        if (last) return store_part(to, v, count);
+        store_halves(to, bits_of(v) >> 16, count);
+        return store_halves(lower_ + at, bits_of(v) & 0xffffu, count);
+      }
+    }
+    store_part(to, first ? v : load_part(to, count) + v, count);
   }
 
   W* grad_;
   int64_t features_, width_;
   bool transposed_;
-  Buffer<float> sums_;
+  Buffer<W> lower_;
 };
 
-// sums[f] (+)= the sum over tokens of a[f][token].
+// The same with threads that divide the features.
 template <class Element>
 static void add_rows(const Host& host, const Element* a, int64_t features, int64_t panels, float* sums, bool accumulate) {
-  parallel(host, features, [&](int64_t begin, int64_t end) {
-    for (int64_t f = begin; f < end; ++f) {
-      Vec total = {};
-      for (int64_t p = 0; p < panels; ++p)
-        for (int64_t l = 0; l < kPanel; l += kLanes) total += load(a + (p * features + f) * kPanel + l);
-      sums[f] = (accumulate ? sums[f] : 0.f) + sum(total);
-    }
-  });
+  parallel(host, features,
+           [&](int64_t begin, int64_t end) { add_rows(a, features, begin, end, panels, sums, accumulate); });
 }
 
 // Rows of partial sums, one per panel, added up: sums[c] (+)= sum over p of partial[p][c]. In four chains, because the

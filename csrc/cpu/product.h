@@ -84,7 +84,8 @@ struct Arithmetic<Pair> {  // a type alone: nothing multiplies pairs here
 };
 #endif
 
-// The left operand as a tile reads it, in elements: row i, word k of run r stands at p + i row + k step + r jump.
+// The left operand as a tile reads it, in elements: row i, word k of run r stands at p + i row + k step + r jump. One of
+// row and step is that of neighbouring words.
 template <class Element>
 struct Left {
   const Element* p;
@@ -101,30 +102,32 @@ struct Left {
   }
 };
 
-// c[i][lane] (+)= sum over k, for `rows` rows and `vecs` vectors. Accumulators live in registers.
-template <class WordT, int rows, int vecs>
+// c[i][lane] (+)= sum over k, for `rows` rows and `vecs` vectors. Accumulators live in registers. The words of a
+// row are neighbours, or else those of a column: with one stride known all addresses are bases and one index.
+template <class WordT, int rows, int vecs, bool by_rows>
 static void tile(const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb, float* c,
                  int64_t ldc, bool accumulate) {
   using Do = Arithmetic<WordT>;
+  constexpr int word = kElements<WordT>;
   Vec sums[rows][vecs];
 #pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < vecs; ++v) sums[i][v] = Vec{};
-  const int64_t row = a.row, step = a.step;
+  const int64_t row = by_rows ? a.row : word, step = by_rows ? word : a.step;
   for (int64_t run = 0; run < a.runs; ++run) {
     // One pointer serves three rows (p, p + row, p + 2 row are one address mode), so that all stay in registers.
-    constexpr int groups = (rows + 2) / 3;
+    constexpr int share = by_rows ? 3 : rows, groups = (rows + share - 1) / share;
     const typename Do::Element* at[groups];
 #pragma GCC unroll 4
-    for (int g = 0; g < groups; ++g) at[g] = a.p + run * a.jump + 3 * g * row;
+    for (int g = 0; g < groups; ++g) at[g] = a.p + run * a.jump + share * g * row;
     for (int64_t stop = 0; stop < a.words;) {
       int64_t k = stop;
       stop = a.words;
-      if (a.ahead != 0) {  // a cache line of each row: rows are too short for the machine to see by itself where they go on
+      if (by_rows && a.ahead != 0) {  // a cache line of each row: rows are too short for the machine to foresee the next
         stop = smaller<int64_t>(k + 16, a.words);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; ++i) __builtin_prefetch(at[i / 3] + (i % 3) * row + a.ahead, 0, 2);
+        for (int i = 0; i < rows; ++i) __builtin_prefetch(at[i / share] + (i % share) * row + a.ahead, 0, 2);
       }
       for (; k < stop; ++k) {
         typename Do::Operand lanes[vecs];
@@ -132,7 +135,7 @@ static void tile(const Left<typename Arithmetic<WordT>::Element>& a, const WordT
         for (int v = 0; v < vecs; ++v) lanes[v] = Do::load(b + v * kLanes);
 #pragma GCC unroll 16
         for (int i = 0; i < rows; ++i) {
-          const auto scalar = Do::broadcast(at[i / 3] + (i % 3) * row);
+          const auto scalar = Do::broadcast(at[i / share] + (i % share) * row);
 #pragma GCC unroll 4
           for (int v = 0; v < vecs; ++v) sums[i][v] = Do::multiply_add(sums[i][v], scalar, lanes[v]);
         }
@@ -154,7 +157,10 @@ static void tile(const Left<typename Arithmetic<WordT>::Element>& a, const WordT
 template <class WordT, int vecs, int rows = kRows>
 MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b,
                             int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  if (count == rows) return tile<WordT, rows, vecs>(a, b, ldb, c, ldc, accumulate);
+  if (count == rows) {
+    const bool by_rows = a.step == kElements<WordT>;
+    return (by_rows ? tile<WordT, rows, vecs, true> : tile<WordT, rows, vecs, false>)(a, b, ldb, c, ldc, accumulate);
+  }
   if constexpr (rows > 1) tile_of<WordT, vecs, rows - 1>(count, a, b, ldb, c, ldc, accumulate);
 }
 

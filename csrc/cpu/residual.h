@@ -43,10 +43,10 @@ static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t
                               const Norm& norm, const T* total, float* grad_total, WordT* panel, WordT* columns,
                               int64_t token, int64_t tokens, const RowSums& sums) {
   const Drop drop(residual.dropout);
-  for (int64_t i = 0; i < count && !residual.pre; ++i) {
-    float* g = grad_total + i * width;
-    for (int64_t c = 0; c < width; c += kLanes) store_part(g + c, load_part(grad + i * width + c, width - c), width - c);
-    norm_backward_row(total + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
+  if (!residual.pre) {
+    for (int64_t i = 0; i < count * width; i += kLanes)
+      store_part(grad_total + i, load_part(grad + i, count * width - i), count * width - i);
+    norm_backward(total, grad_total, count, width, norm, grad_total, sums.norm_weight, sums.norm_bias);
   }
   const auto grad_u = [&](int64_t i, int64_t c, int64_t n) {
     const int64_t at = i * width + c;
@@ -64,15 +64,12 @@ static void input_backward(const float* grad_normalized, const X* grad, const fl
   panel_to_rows(grad_normalized, count, width, [&](int64_t i, int64_t c, Vec v, int64_t n) {
     store_part(scratch + i * width + c, v, n);
   });
-  for (int64_t i = 0; i < count; ++i) {
-    float* g = scratch + i * width;
-    if (residual.pre) norm_backward_row(x + i * width, g, width, norm, g, sums.norm_weight, sums.norm_bias);
-    if (grad_x == nullptr) continue;
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const int64_t n = width - c, at = i * width + c;
-      const Vec sum = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
-      store_part(grad_x + at, load_part(g + c, n) + residual.scale * sum, n);
-    }
+  if (residual.pre) norm_backward(x, scratch, count, width, norm, scratch, sums.norm_weight, sums.norm_bias);
+  if (grad_x == nullptr) return;
+  for (int64_t at = 0; at < count * width; at += kLanes) {
+    const int64_t n = count * width - at;
+    const Vec sum = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
+    store_part(grad_x + at, load_part(scratch + at, n) + residual.scale * sum, n);
   }
 }
 

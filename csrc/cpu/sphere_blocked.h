@@ -17,9 +17,9 @@ struct BlockedLoops {
   using Element = typename Arithmetic<WordT>::Element;
   static constexpr int kStep = kElements<WordT>;
   static constexpr int64_t kBlock = 96;  // others of a block: whole tiles of product.h
-  // Terms of a score that are added one after the other. Fewer than of a layer's features (product.h): the errors of
-  // scores of unit vectors are most of those of beta's gradient, a sum of few terms that cancel.
-  static constexpr int64_t kTerms = 64;
+  // Terms of a score that are added one after the other: beta multiplies the error of their sum, which for one chain of
+  // 64 is twice that of a library's product. Scores of bf16 are sums of numbers that were rounded to far less.
+  static constexpr int64_t kTerms = kStep > 1 ? 64 : 16;
   static constexpr int64_t kScores = kBlock * kPanel;
   static constexpr int64_t kScratch = 2 * kScores;
 

@@ -42,7 +42,9 @@ MACARON_INLINE Vec broadcast(float x) { return x - Vec{}; }  // x - 0 is x for e
 MACARON_INLINE VecU broadcast_bits(uint32_t x) { return x - VecU{}; }
 // x, a product, rounded to float: keeps the compiler from fusing it with the sum that it goes into.
 MACARON_INLINE Vec rounded(Vec x) {
-#if defined(__AVX512F__)
+#if defined(MACARON_OPS_EMULATED)  // csrc/emulated
+  asm("" : "+m"(x));
+#elif defined(__AVX512F__)
   asm("" : "+v"(x));
 #elif defined(__x86_64__)
   asm("" : "+x"(x));

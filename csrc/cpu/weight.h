@@ -21,109 +21,137 @@ using Packed = typename Arithmetic<Word<W>>::Element;
 MACARON_INLINE int64_t apart(int64_t k) { return round_up(k, 32) + 16; }
 MACARON_INLINE int64_t packed_size(int64_t k) { return kRows * apart(k); }
 
-// kRows neighbours (a row stride of 1) at a time: whole cache lines instead of one word of each.
-MACARON_INLINE void pack_words(const float* p, int64_t row, int64_t col, int64_t rows, int64_t k, float* out) {
-  if (row == 1 && rows == kRows) {
-    for (int64_t j = 0; j < k; ++j) std::memcpy(out + j * kRows, p + j * col, kRows * sizeof(float));
+// The words of kRows rows that stand at p + i row. Neighbours (a row stride of 1) are written by vectors where `whole`
+// says that more of them follow; the words that follow in `out` replace the last lanes.
+template <bool whole, class W>
+MACARON_INLINE void pack_words(const W* p, int64_t row, int64_t, int64_t rows, float* out) {
+  if constexpr (whole)
+    for (int i = 0; i < kRows; i += kLanes) store(out + i, load(p + i));
+  else
+    for (int64_t i = 0; i < rows; ++i) out[i] = to_float(p[i * row]);
+}
+// Pairs, whose second element stands `col` from the first; 0: there is none.
+template <bool whole>
+MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t rows, bf16* out) {
+#if defined(__AVX512BF16__)
+  if (whole && col != 0) {  // 12 neighbours of two rows, interleaved
+    constexpr __mmask16 some = (1 << kRows) - 1;
+    const __m256i first = _mm256_maskz_loadu_epi16(some, p), second = _mm256_maskz_loadu_epi16(some, p + col);
+    const VecU pairs = (VecU)_mm512_maskz_cvtepu16_epi32(some, first) |
+                       (VecU)_mm512_maskz_cvtepu16_epi32(some, second) << 16;
+    _mm512_mask_storeu_epi32(out, some, (__m512i)pairs);
     return;
   }
-  for (int64_t j = 0; j < k; ++j)
-    for (int64_t i = 0; i < rows; ++i) out[j * kRows + i] = p[i * row + j * col];
-}
-MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t rows, int64_t k, float* out) {
-  for (int64_t j = 0; j < k; ++j)
-    for (int64_t i = 0; i < rows; ++i) out[j * kRows + i] = to_float(p[i * row + j * col]);
-}
-MACARON_INLINE void pack_words(const bf16* p, int64_t row, int64_t col, int64_t rows, int64_t k, bf16* out) {
-  for (int64_t j = 0; j < k; j += 2, out += 2 * kRows) {
-#if defined(__AVX512BF16__)
-    if (row == 1 && j + 1 < k && rows == kRows) {  // 12 neighbours of two rows, interleaved
-      constexpr __mmask16 some = (1 << kRows) - 1;
-      const __m256i first = _mm256_maskz_loadu_epi16(some, p + j * col);
-      const __m256i second = _mm256_maskz_loadu_epi16(some, p + (j + 1) * col);
-      const VecU pairs = (VecU)_mm512_maskz_cvtepu16_epi32(some, first) |
-                         (VecU)_mm512_maskz_cvtepu16_epi32(some, second) << 16;
-      _mm512_mask_storeu_epi32(out, some, (__m512i)pairs);
-      continue;
-    }
 #endif
-    for (int64_t i = 0; i < rows; ++i) {
-      out[2 * i] = p[i * row + j * col];
-      out[2 * i + 1] = j + 1 < k ? p[i * row + (j + 1) * col] : bf16{0};
-    }
+  for (int64_t i = 0; i < rows; ++i) {
+    out[2 * i] = p[i * row];
+    out[2 * i + 1] = col != 0 ? p[i * row + col] : bf16{0};
   }
 }
 
 enum class Source { in_place, copied, packed };
 
-// Rows a multiple of a page apart are copied where several panels pass by: all of a tile's rows would go through one set
-// of the L1 cache, which has fewer lines than they are.
+// Rows a multiple of a page apart are copied where several panels pass by and a tile has more rows than a set of the L1
+// cache has lines: all would go through one. Where bf16 have to become floats, they do so row by row. A transposed
+// weight is packed: its words stand a row of the weight apart, often all in one set of the cache.
 template <class W>
 MACARON_INLINE Source source_of(const Weight<W>& w, int64_t k, int64_t panels) {
-  if (sizeof(W) != sizeof(Packed<W>) || w.col != 1 || k % kElements<Word<W>> != 0) return Source::packed;
-  return panels > 1 && w.row * int64_t(sizeof(W)) % 4096 == 0 ? Source::copied : Source::in_place;
+  constexpr int ways = 8;
+  if (w.col != 1 || k % kElements<Word<W>> != 0) return Source::packed;
+  if (sizeof(W) != sizeof(Packed<W>)) return Source::copied;
+  return kRows > ways && panels > 1 && w.row * int64_t(sizeof(W)) % 4096 == 0 ? Source::copied : Source::in_place;
 }
 
-// Rows i ... i + rows and columns k0 ... k0 + k of a weight; `buffer` holds packed_size(k) elements. A transposed weight
-// is packed too: its words stand a row of the weight apart, often all in one set of the cache.
+// Rows i ... i + kRows and columns k0 ... k0 + k of a weight; `buffer` is where they were copied or packed.
 template <class W>
-MACARON_INLINE Left<Packed<W>> left_of(const Weight<W>& w, Source source, int64_t i, int64_t rows, int64_t k0, int64_t k,
-                                       Packed<W>* buffer) {
+MACARON_INLINE Left<Packed<W>> left_of(const Weight<W>& w, Source source, int64_t i, int64_t k0, int64_t k,
+                                       const Packed<W>* buffer) {
   constexpr int step = kElements<Word<W>>;
-  const W* p = w.p + i * w.row + k0 * w.col;
-  if constexpr (sizeof(W) == sizeof(Packed<W>)) {
-    if (source == Source::in_place) return {p, w.row, step, k / step};
-    if (source == Source::copied) {
-      for (int64_t r = 0; r < rows; ++r) std::memcpy(buffer + r * apart(k), p + r * w.row, size_t(k) * sizeof(W));
-      return {buffer, apart(k), step, k / step};
-    }
+  if (source == Source::packed) return {buffer, step, step * kRows, ceil_div(k, step)};
+  if constexpr (sizeof(W) == sizeof(Packed<W>))
+    if (source == Source::in_place) return {w.p + i * w.row + k0, w.row, step, k / step};
+  return {buffer, apart(k), step, k / step};
+}
+
+// Rows begin ... end, kRows of them at a time, into buffers of packed_size(k) that stand `size` apart.
+template <class W>
+static void copy_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0, int64_t k, Packed<W>* buffer,
+                      int64_t size) {
+  for (int64_t i = begin; i < end; ++i) {
+    const W* from = w.p + i * w.row + k0;
+    Packed<W>* to = buffer + (i - begin) / kRows * size + (i - begin) % kRows * apart(k);
+    if constexpr (sizeof(W) == sizeof(Packed<W>)) std::memcpy(to, from, size_t(k) * sizeof(W));
+    else for (int64_t c = 0; c < k; c += kLanes) store(to + c, load_part(from + c, k - c));
   }
-  pack_words(p, w.row, w.col, rows, k, buffer);
-  return {buffer, step, step * kRows, ceil_div(k, step)};
+}
+template <class W>
+static void pack_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0, int64_t k, Packed<W>* buffer,
+                      int64_t size) {
+  constexpr int step = kElements<Word<W>>, together = 8;  // tiles: few visits to a column, which is often a page away
+  const int64_t whole = w.row == 1 ? larger<int64_t>(end - begin - round_up(kRows, kLanes) + kRows, 0) / kRows : 0;
+  for (int64_t first = 0; first < whole; first += together)
+    for (int64_t j = 0; j < k; j += step) {
+      const W* from = w.p + begin + first * kRows + (k0 + j) * w.col;
+      Packed<W>* to = buffer + first * size + j * kRows;
+      for (int64_t n = smaller<int64_t>(together, whole - first); n > 0; --n, from += kRows, to += size)
+        pack_words<true>(from, 1, j + 1 < k ? w.col : 0, kRows, to);
+    }
+  for (int64_t i = begin + whole * kRows; i < end; i += kRows)
+    for (int64_t j = 0; j < k; j += step)
+      pack_words<false>(w.p + i * w.row + (k0 + j) * w.col, w.row, j + 1 < k ? w.col : 0, smaller<int64_t>(kRows, end - i),
+                        buffer + (i - begin) / kRows * size + j * kRows);
 }
 
 constexpr int64_t kPanelBytes = 256 << 10;   // of right operands that stay in the L2 cache while weights pass by
-constexpr int64_t kPackedBytes = 512 << 10;  // of packed weights that a thread holds at a time
+constexpr int64_t kPackedBytes = 128 << 10;  // of packed weights that a thread holds at a time
 
-// body(i, rows, left, p) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]) and each of
-// `panels` panels of k features. Threads divide the rows; each of them packs its rows once.
+constexpr int64_t kColumns = 4 * kSegment;   // of a long sum that are added up at a time, for all rows, so that they do
+
+// The columns of `k` that a product takes at a time: parts of nearly one size, in whole segments.
+MACARON_INLINE int64_t columns_of(int64_t k) {
+  return k <= kColumns ? k : round_up(ceil_div(k, ceil_div(k, kColumns)), kSegment);
+}
+
+// body(i, rows, left, p, c) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]), each of
+// `panels` panels of k features, and of these `columns` at a time from c on. Threads divide the rows; each of them packs
+// its rows once.
 template <int count, class W, class Body>
 static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64_t rows, int64_t k0, int64_t k,
-                      int64_t panels, const Body& body) {
-  const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(k, kElements<Word<W>>) + 1), 1);
+                      int64_t columns, int64_t panels, const Body& body) {
+  columns = smaller(columns, k);
+  const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(columns, kElements<Word<W>>) + 1), 1);
   const Source source = source_of(weights[0], k, panels);
   const bool lies = source == Source::in_place;
-  const int64_t packed_bytes = count * packed_size(k) * int64_t(sizeof(Packed<W>));
+  const int64_t size = packed_size(columns), packed_bytes = count * size * int64_t(sizeof(Packed<W>));
   int64_t most = ceil_div(rows, kRows);
   if (source == Source::packed) most = larger<int64_t>(kPackedBytes / packed_bytes, 1);
   if (source == Source::copied) most = 1;  // right before they are read
+  const int64_t at_a_time = source == Source::copied ? together : panels;
   parallel(host, ceil_div(rows, kRows), [&](int64_t first_tile, int64_t last_tile) {
     const int64_t held = smaller(most, last_tile - first_tile);
-    const Buffer<Packed<W>> packed(host, lies ? 0 : held * count * packed_size(k));
-    const Buffer<Left<Packed<W>>> lefts(host, held * count);
-    const int64_t at_a_time = source == Source::copied ? together : panels;
-    for (int64_t p0 = 0; p0 < panels; p0 += at_a_time)
-      for (int64_t begin = first_tile; begin < last_tile; begin += held) {
-        const int64_t end = smaller(begin + held, last_tile);
-        for (int64_t b = begin; b < end; ++b)
+    const Buffer<Packed<W>> packed(host, lies ? 0 : held * count * size);
+    auto tiles = [&](int64_t begin, int64_t end, int64_t first, int64_t last, int64_t c) {
+      const int64_t n = smaller(columns, k - c);
+      for (int w = 0; w < count && !lies; ++w)
+        (source == Source::copied ? copy_rows<W> : pack_rows<W>)(weights[w], begin * kRows, smaller(end * kRows, rows),
+                                                                 k0 + c, n, packed + w * size, count * size);
+      for (int64_t p0 = first; p0 < last; p0 += together)
+        for (int64_t b = begin; b < end; ++b) {
+          Left<Packed<W>> left[count];
           for (int w = 0; w < count; ++w) {
-            const int64_t at = (b - begin) * count + w, i = b * kRows;
-            lefts[at] = left_of(weights[w], source, i, smaller<int64_t>(kRows, rows - i), k0, k,
-                                packed + at * packed_size(k));
+            left[w] = left_of(weights[w], source, b * kRows, k0 + c, n, packed + ((b - begin) * count + w) * size);
+            left[w].ahead = lies ? kRows * weights[w].row : 0;  // the first panel fetches the next rows
           }
-        for (int64_t p1 = p0; p1 < smaller(p0 + at_a_time, panels); p1 += together)
-          for (int64_t b = begin; b < end; ++b) {
-            Left<Packed<W>> left[count];
-            for (int w = 0; w < count; ++w) {
-              left[w] = lefts[(b - begin) * count + w];
-              left[w].ahead = lies ? kRows * weights[w].row : 0;  // the first panel fetches the next rows
-            }
-            for (int64_t p = p1; p < smaller(p1 + together, panels); ++p) {
-              body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), left, p);
-              for (int w = 0; w < count; ++w) left[w].ahead = 0;
-            }
+          for (int64_t p = p0; p < smaller(p0 + together, last); ++p) {
+            body(b * kRows, smaller<int64_t>(kRows, rows - b * kRows), left, p, c);
+            for (int w = 0; w < count; ++w) left[w].ahead = 0;
           }
-      }
+        }
+    };
+    for (int64_t c = 0; c == 0 || c < k; c += columns)
+      for (int64_t p = 0; p < panels; p += at_a_time)
+        for (int64_t b = first_tile; b < last_tile; b += held)
+          tiles(b, smaller(b + held, last_tile), p, smaller(p + at_a_time, panels), c);
   });
 }
 

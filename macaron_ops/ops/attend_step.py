@@ -1,5 +1,6 @@
 """``attend_step``: the attention step as people call it."""
 
+import functools
 import math
 
 import torch
@@ -142,7 +143,7 @@ def attend_step(
     tensors = Tensors(
         *weights, *biases, w_out, b_out, norm_weight, norm_bias, context, *masks, cos, sin, qk_scale, seed
     )
-    return Bound("attend_step", t.x, tensors, options, save, draws=dropped and seed is None)
+    return Bound("attend_step", t.x, tensors, options, save, draws=dropped and seed is None, derived=t.derived)
 
 
 def _projection(t: Operands, w_qkv, b_qkv, source_width: int, heads: int, kv_heads: int, head_dim: int):
@@ -187,9 +188,9 @@ def _attn_mask(t: Operands, mask: object, batch: int, heads: int, tokens: int, k
     mask = _mask_like_x(t, "attn_mask", mask)
     full, shape = (batch, heads, tokens, keys), tuple(mask.shape)
     if shape == (tokens, keys):
-        return mask[None, None]
+        return t.derive(mask, lambda m: m[None, None])
     if shape == (batch * heads, tokens, keys):
-        return mask.view(full) if mask.is_contiguous() else mask.unflatten(0, (batch, heads))
+        return t.derive(mask, lambda m: m.view(full) if m.is_contiguous() else m.unflatten(0, (batch, heads)))
     if len(shape) == 4 and all(have in (1, want) for have, want in zip(shape, full, strict=True)):
         return mask
     raise ValueError(
@@ -204,7 +205,7 @@ def _key_padding_mask(t: Operands, mask: object, batch: list[int], keys: int) ->
         return None
     mask = _mask_like_x(t, "key_padding_mask", mask)
     t.shape("key_padding_mask", mask, (*batch, keys))
-    return mask.reshape(math.prod(batch), keys)
+    return t.derive(mask, lambda m: m.reshape(math.prod(batch), keys))
 
 
 def _is_traced(tensor: Tensor) -> bool:
@@ -225,10 +226,14 @@ def _check_cu_seqlens(t: Operands, cu_seqlens: object, context: Tensor | None) -
         raise ValueError("cu_seqlens: expected None with a context; packed sequences attend within themselves")
     # On the CPU the borders themselves are checked; reading them from a device would wait for it.
     if cu_seqlens.device.type == "cpu" and not _is_traced(cu_seqlens):
-        borders = cu_seqlens.tolist()
-        tokens = t.x.shape[0]
-        if len(borders) < 2 or borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
-            raise ValueError(f"cu_seqlens: expected borders that rise from 0 to T = {tokens}; got {borders[:8]}")
+        t.derive(cu_seqlens, functools.partial(_rising, tokens=t.x.shape[0]))
+
+
+def _rising(cu_seqlens: Tensor, tokens: int) -> Tensor:
+    borders = cu_seqlens.tolist()
+    if len(borders) < 2 or borders[0] != 0 or borders[-1] != tokens or borders != sorted(borders):
+        raise ValueError(f"cu_seqlens: expected borders that rise from 0 to T = {tokens}; got {borders[:8]}")
+    return cu_seqlens
 
 
 def _rotary(t: Operands, rotary: object, tokens: int, head_dim: int, context: Tensor | None):

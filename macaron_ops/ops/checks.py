@@ -2,15 +2,16 @@
 
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .autocast import autocast_dtype
 
-__all__ = ["Operands", "choice", "number", "positive_int", "probability"]
+__all__ = ["Derived", "Operands", "choice", "number", "positive_int", "probability"]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,7 +36,7 @@ def number(name: str, value: object, *, minimum: float | None = None) -> float:
     if not -math.inf < value < math.inf or (minimum is not None and value < minimum):
         bound = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{name}: expected a finite number{bound}; got {value}")
-    return float(value)
+    return float(value) + 0.0  # -0.0 is 0.0, which it equals
 
 
 def probability(name: str, value: object) -> float:
@@ -55,6 +56,14 @@ def positive_int(name: str, value: object) -> int:
     return value
 
 
+class Derived(NamedTuple):
+    """A tensor that the checks made of an argument, or looked into, and how to do it again."""
+
+    source: Tensor
+    result: Tensor
+    how: Callable[[Tensor], Tensor]
+
+
 class Operands:
     """The tensor arguments of one call, checked against ``x``.
 
@@ -63,7 +72,7 @@ class Operands:
     only where it enters a product, as in an eager layer.
 
     Attributes:
-        x: the input ``(..., T, D)``. width: D.
+        x: the input ``(..., T, D)``. width: D. derived: what was made of the arguments.
     """
 
     def __init__(self, x: object, *, min_dim: int):
@@ -80,6 +89,13 @@ class Operands:
             raise ValueError(f"x: expected at least one channel; got shape {tuple(x.shape)}")
         self._autocast = autocast_dtype(x)
         self.x, self.width = x, x.shape[-1]
+        self.derived: list[Derived] = []
+
+    def derive(self, value: Tensor, how: Callable[[Tensor], Tensor]) -> Tensor:
+        """``how(value)``, which is done again in every call."""
+        result = how(value)
+        self.derived.append(Derived(value, result, how))
+        return result
 
     def tensor(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
         """A tensor of ``shape`` (numbers are exact, names stand for any size) in the dtype and on the device of x."""
@@ -118,7 +134,7 @@ class Operands:
         if value.layout != torch.strided:
             raise TypeError(f"{name}: expected a dense strided tensor; got layout {value.layout}")
         if self._autocast is not None and value.is_floating_point() and value.dtype != torch.float64:
-            return value.to(dtype)
+            return value if value.dtype == dtype else self.derive(value, lambda v: v.to(dtype))
         if value.dtype != dtype:
             raise TypeError(f"{name}: expected the dtype of x, {dtype}; got {value.dtype}")
         return value

@@ -11,7 +11,9 @@ module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference
 The package itself may have
 
     why_unusable() -> str | None     why nothing of it can run in this process
-    forward, backward                a whole list of substeps in one call, as :mod:`macaron_ops.ops.run` makes them
+    forward, backward                of a whole list of substeps, as :mod:`macaron_ops.ops.run` makes them: a function
+                                     of their tensors, in one call
+    recorded(function)               the raw forward operator's function, prepared for calls with one signature
 
 Adding a kernel is adding a file. ``torch.compile`` traces through this module, through ``why_not`` and through
 ``slower``: they look at shapes, dtypes, options and constants, and at nothing that has to be asked of a driver.
@@ -20,7 +22,7 @@ Adding a kernel is adding a file. ``torch.compile`` traces through this module, 
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
@@ -113,11 +115,16 @@ OPERATORS_OF: dict[str, tuple[str, ...]] = {}
 UNUSABLE: dict[str, str | None] = {}
 MODULES: dict[tuple[str, str], ModuleType] = {}
 WHOLE: dict[str, ModuleType] = {}  # the packages that run lists of substeps
+RECORDED: dict[str, Callable[[Callable], Callable]] = {}
 for _row in BACKENDS:
     OPERATORS_OF[_row.name], _modules, UNUSABLE[_row.name] = _load(_row)
     MODULES.update(_modules)
-    if _modules and hasattr(_package := importlib.import_module(_row.package), "forward"):
-        WHOLE[_row.name] = _package
+    if _modules:
+        _package = importlib.import_module(_row.package)
+        if hasattr(_package, "forward"):
+            WHOLE[_row.name] = _package
+        if hasattr(_package, "recorded"):
+            RECORDED[_row.name] = _package.recorded
 
 
 def provider(backend: str, operator: str) -> ModuleType:

@@ -105,4 +105,4 @@ def ffn_step(
         0,
     )
     tensors = Tensors(w_in, b_in, w_out, b_out, norm_weight, norm_bias, seed)
-    return Bound("ffn_step", t.x, tensors, options, save, draws=dropped and seed is None)
+    return Bound("ffn_step", t.x, tensors, options, save, draws=dropped and seed is None, derived=t.derived)

@@ -39,4 +39,4 @@ def normalize_step(
     choice("direction", direction, DIRECTIONS)
     step, step_tensor = t.number_or_tensor("step", step, per_channel=True)
     options = Options(step, direction, number("eps", eps, minimum=0.0))
-    return Bound("normalize_step", t.x, Tensors(u, step_tensor), options, "fast")
+    return Bound("normalize_step", t.x, Tensors(u, step_tensor), options, "fast", derived=t.derived)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .autocast import without_autocast
-from .dispatch import MODULES, provider
+from .dispatch import MODULES, RECORDED, provider
 
-__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition"]
+__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition", "prepared"]
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -34,6 +34,7 @@ _SCHEMA_TYPES = {
 
 FORWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
 BACKWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
+_PYTHON: dict[tuple[str, str], Callable] = {}  # the function that FORWARD calls
 SAVED: dict[tuple[str, str], int] = {}  # how many tensors the forward operator saves
 _library = torch.library.Library("macaron_ops", "DEF")
 
@@ -41,6 +42,11 @@ _library = torch.library.Library("macaron_ops", "DEF")
 def definition(operator: str) -> ModuleType:
     """The reference's module of an operator: its named tuples, its forward and backward."""
     return provider("reference", operator)
+
+
+def prepared(backend: str, operator: str) -> Callable:
+    """The raw forward operator without torch's dispatcher, for calls of one signature."""
+    return RECORDED.get(backend, lambda function: function)(_PYTHON[backend, operator])
 
 
 def _arguments(fields: type) -> list[str]:
@@ -106,8 +112,12 @@ def _define(backend: str, operator: str, module: ModuleType) -> None:
     to_backward = ["Tensor grad", "bool[] needs", *inputs, *_arguments(saved), *_arguments(options)]
     _library.define(f"{stem}_forward({', '.join(to_forward)}) -> {_returns(1 + len(saved._fields))}")
     _library.define(f"{stem}_backward({', '.join(to_backward)}) -> {_returns(1 + t_end)}")
-    for name, run, shapes in (("forward", forward, forward_shapes), ("backward", backward, backward_shapes)):
-        _library.impl(f"{stem}_{name}", _plain(run), "CompositeExplicitAutograd")
+    _PYTHON[backend, operator] = _plain(forward)
+    for name, run, shapes in (
+        ("forward", _PYTHON[backend, operator], forward_shapes),
+        ("backward", _plain(backward), backward_shapes),
+    ):
+        _library.impl(f"{stem}_{name}", run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"macaron_ops::{stem}_{name}", shapes, lib=_library)
     FORWARD[backend, operator] = getattr(torch.ops.macaron_ops, f"{stem}_forward").default
     BACKWARD[backend, operator] = getattr(torch.ops.macaron_ops, f"{stem}_backward").default

@@ -6,7 +6,7 @@ projections). Without a gradient to come nothing is kept.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import ModuleType
 from typing import NamedTuple, ParamSpec
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .autocast import without_autocast
-from .checks import choice
+from .checks import Derived, choice
 from .dispatch import WHOLE, Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, SAVED, definition
+from .registry import BACKWARD, FORWARD, SAVED, definition, prepared
+from .signature import Signed, sign
 
-__all__ = ["Bound", "Explanation", "explain", "operator", "run"]
+__all__ = ["Bound", "Explanation", "explain", "forget", "operator", "recall", "run"]
 
 P = ParamSpec("P")
 SAVE = ("fast", "lean")
@@ -35,6 +36,7 @@ class Bound(NamedTuple):
     options: tuple
     save: str
     draws: bool = False  # a dropout needs a seed and none was given
+    derived: Sequence[Derived] = ()  # those of its tensors that the checks made out of an argument
     joins: bool = False  # reads the input of the substep before it and adds to that one's output
 
     @property
@@ -58,8 +60,48 @@ class _Step(NamedTuple):
         return [None if slot is None else inputs[slot] for slot in self.slots]
 
 
-def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
-    """The substeps' output for ``x``; their own ``x`` and ``save`` are not looked at."""
+class _Plan(NamedTuple):
+    """What the node does, whatever the numbers in its inputs are."""
+
+    steps: tuple[_Step, ...]
+    save: tuple[str, ...]  # the memory policy of each step
+    differentiated: bool
+    # Its two passes with everything looked up, for calls with its signature; None: through the raw operators.
+    forward: Callable | None = None
+    backward: Callable | None = None
+
+
+class _Remembered(NamedTuple):
+    """A plan, and where the node's inputs stand among the tensors of a call."""
+
+    plan: _Plan
+    sources: tuple[tuple[int, Callable[[Tensor], Tensor] | None], ...]  # which tensor, and what is made of it
+    draws: bool
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        inputs = [tensors[i] if how is None else how(tensors[i]) for i, how in self.sources]
+        if self.draws:
+            inputs.insert(1, _draw(inputs[0]))
+        return _run(self.plan, inputs)
+
+
+_MOST = 1024  # plans that are remembered
+_remembered: dict[Hashable, _Remembered] = {}
+
+
+def recall(signed: Signed | None) -> _Remembered | None:
+    """What was planned for a call with this signature."""
+    return None if signed is None else _remembered.get(signed.key)
+
+
+def forget() -> None:
+    """Plan every call anew: the table of backends, or what it says, has changed."""
+    _remembered.clear()
+
+
+def run(x: Tensor, substeps: Sequence[Bound], save: str, signed: Signed | None = None) -> Tensor:
+    """The substeps' output for ``x``; their own ``x`` and ``save`` are not looked at. What was planned is remembered
+    by the signature, if the call has one."""
     choice("save", save, SAVE)
     why_definition = _why_definition(substeps)
     if why_definition is not None:
@@ -69,22 +111,64 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str) -> Tensor:
         "reference" if why_definition is not None else select(Request(s.operator, x, s.tensors, s.options, policy))
         for s in substeps
     ]
-    seed = None
     inputs: list[Tensor] = [x]
-    plan: list[_Step] = []
+    draws = any(bound.draws for bound in substeps)
+    if draws:  # one seed for all substeps, each with streams of its own
+        inputs.append(_draw(x))
+    steps: list[_Step] = []
+    policies: list[str] = []
+    trained = x.requires_grad
     for i, (bound, backend) in enumerate(zip(substeps, backends, strict=True)):
         tensors, options = bound.tensors, bound.options
-        if bound.draws:  # one seed for all substeps, each with streams of its own
-            seed = torch.randint(2**63 - 1, (), device=x.device) if seed is None else seed
-            tensors, options = tensors._replace(seed=seed), options._replace(stream=STREAMS * i)
+        if bound.draws:
+            tensors, options = tensors._replace(seed=inputs[1]), options._replace(stream=STREAMS * i)
         slots = tuple(_slot(inputs, t) for t in tensors)
-        plan.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[backend, bound.operator]))
+        steps.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[backend, bound.operator]))
+        # Nothing is differentiated, and so nothing saved, before the first trained substep.
+        trained = trained or any(t is not None and t.requires_grad for t in tensors)
+        policies.append(policy if trained else "none")
+    plan = _Plan(tuple(steps), tuple(policies), policy != "none")
     if why_definition is not None:
         with without_autocast(x.device):
-            return _define(plan, inputs)
-    if policy == "none":
-        return _forward(plan, [policy] * len(plan), inputs)[0]
-    return _Substeps.apply(tuple(plan), policy, *inputs)
+            return _define(plan.steps, inputs)
+    if signed is not None:
+        _remember(signed, plan, inputs, draws, [d for bound in substeps for d in bound.derived])
+    return _run(plan, inputs)
+
+
+def _draw(x: Tensor) -> Tensor:
+    """A seed from torch's default generator."""
+    return torch.randint(2**63 - 1, (), device=x.device)
+
+
+def _run(plan: _Plan, inputs: Sequence[Tensor]) -> Tensor:
+    return _Substeps.apply(plan, *inputs) if plan.differentiated else _forward(plan, inputs)[0]
+
+
+def _remember(signed: Signed, plan: _Plan, inputs: Sequence[Tensor], draws: bool, derived: Sequence[Derived]) -> None:
+    """The plan for calls with this signature, if every input is an argument or can be derived of one again."""
+    arguments = {id(t): (i, None) for i, t in reversed(list(enumerate(signed.tensors)))}
+    for d in derived:
+        argument, before = arguments[id(d.source)]
+        arguments[id(d.result)] = argument, d.how if before is None else _then(before, d.how)
+    sources = [arguments.get(id(t)) for t in inputs[:1] + inputs[2 if draws else 1 :]]
+    if None not in sources:
+        if len(_remembered) >= _MOST:
+            forget()
+        _remembered[signed.key] = _Remembered(_prepare(plan), tuple(sources), draws)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda t: second(first(t))
+
+
+def _prepare(plan: _Plan) -> _Plan:
+    """The plan with what can be looked up once, past torch's dispatcher where nothing but a signed call comes."""
+    whole = _whole(plan.steps)
+    if whole is not None:
+        return plan._replace(forward=whole.forward(plan.steps, plan.save), backward=whole.backward(plan.steps))
+    operators = [prepared(step.backend, step.operator) for step in plan.steps]
+    return plan._replace(forward=functools.partial(_one_by_one, plan, operators))
 
 
 def _policy(save: str, tensors: Iterable[Tensor | None]) -> str:
@@ -117,25 +201,31 @@ def _why_definition(substeps: Sequence[Bound]) -> str | None:
     return None
 
 
-def _whole(plan: Sequence[_Step]) -> ModuleType | None:
-    """The backend's own functions for lists of substeps, if all of ``plan`` run on it and it has them."""
-    backend = plan[0].backend
-    return WHOLE.get(backend) if all(step.backend == backend for step in plan) else None
+def _whole(steps: Sequence[_Step]) -> ModuleType | None:
+    """The backend's own functions for lists of substeps, if all of ``steps`` run on it and it has them."""
+    backend = steps[0].backend
+    return WHOLE.get(backend) if all(step.backend == backend for step in steps) else None
 
 
-def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _forward(plan: _Plan, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The output, and what the backward pass reads: for each step its input (unless it is x, or the same as the
     step's before it; empty where nothing is saved), then what the raw operator saved."""
-    whole = _whole(plan)
+    if plan.forward is not None:
+        return plan.forward(inputs)
+    whole = _whole(plan.steps)
     if whole is not None:
-        return whole.forward(plan, save, inputs)
+        return whole.forward(plan.steps, plan.save)(inputs)
+    return _one_by_one(plan, [FORWARD[step.backend, step.operator] for step in plan.steps], inputs)
+
+
+def _one_by_one(plan: _Plan, operators: Sequence[Callable], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     kept, x, y = [], inputs[0], inputs[0]
-    for i, step in enumerate(plan):
+    for i, (step, save, operator) in enumerate(zip(plan.steps, plan.save, operators, strict=True)):
         if not step.joins:
             x = y
             if i > 0:
-                kept.append(x if _is_kept(plan, save, i) else x.new_empty(0))
-        outputs = FORWARD[step.backend, step.operator](x, *step.gather(inputs), *step.options, save[i])
+                kept.append(x if _is_kept(plan, i) else x.new_empty(0))
+        outputs = operator(x, *step.gather(inputs), *step.options, save)
         out = outputs if step.saved == 0 else outputs[0]
         if step.saved > 0:
             kept.extend(outputs[1:])
@@ -143,21 +233,21 @@ def _forward(plan: Sequence[_Step], save: Sequence[str], inputs: Sequence[Tensor
     return y, kept
 
 
-def _is_kept(plan: Sequence[_Step], save: Sequence[str], i: int) -> bool:
+def _is_kept(plan: _Plan, i: int) -> bool:
     """Whether the backward pass reads the input of step ``i``, which those after it that join it read too."""
-    for j in range(i, len(plan)):
-        if j > i and not plan[j].joins:
+    for j in range(i, len(plan.steps)):
+        if j > i and not plan.steps[j].joins:
             return False
-        if save[j] != "none":
+        if plan.save[j] != "none":
             return True
     return False
 
 
-def _reads(plan: Sequence[_Step], kept: Sequence[Tensor], needs: Sequence[bool], x: Tensor) -> list[tuple]:
+def _reads(steps: Sequence[_Step], kept: Sequence[Tensor], needs: Sequence[bool], x: Tensor) -> list[tuple]:
     """For each step: the tensor that it read, whether that one's gradient is needed, and what the step saved."""
     reads, at = [], 0
     need_x = need_y = needs[0]
-    for i, step in enumerate(plan):
+    for i, step in enumerate(steps):
         if not step.joins:
             need_x = need_y
             if i > 0:
@@ -171,32 +261,28 @@ def _reads(plan: Sequence[_Step], kept: Sequence[Tensor], needs: Sequence[bool],
 
 class _Substeps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plan, save, *inputs):
-        needs = ctx.needs_input_grad[2:]
-        policies, differentiated = [], needs[0]
-        for step in plan:  # nothing is differentiated, and so nothing saved, before the first trained substep
-            differentiated = differentiated or any(slot is not None and needs[slot] for slot in step.slots)
-            policies.append(save if differentiated else "none")
-        y, kept = _forward(plan, policies, inputs)
+    def forward(ctx, plan, *inputs):
+        y, kept = _forward(plan, inputs)
         ctx.plan = plan
         ctx.save_for_backward(*inputs, *kept)
         return y
 
     @staticmethod
     def backward(ctx, grad):
-        plan, needs = ctx.plan, ctx.needs_input_grad[2:]
+        steps, needs = ctx.plan.steps, ctx.needs_input_grad[1:]
         tensors = ctx.saved_tensors  # read once: checkpointing allows no second look
         inputs, kept = tensors[: len(needs)], tensors[len(needs) :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, None, *_differentiable_backward(plan, grad, needs, inputs)
-        whole = _whole(plan)
+            return None, *_differentiable_backward(steps, grad, needs, inputs)
+        whole = _whole(steps)
         if whole is not None:
-            return None, None, *whole.backward(plan, grad, needs, inputs, kept)
+            backward = ctx.plan.backward or whole.backward(steps)
+            return None, *backward(grad, needs, inputs, kept)
         grads = [None] * len(inputs)
         grad_input = None  # of the tensor that a step, and those that join it, read
-        reads = _reads(plan, kept, needs, inputs[0])
-        for i in range(len(plan) - 1, -1, -1):
-            step, (x, need_x, saved) = plan[i], reads[i]
+        reads = _reads(steps, kept, needs, inputs[0])
+        for i in range(len(steps) - 1, -1, -1):
+            step, (x, need_x, saved) = steps[i], reads[i]
             need = [need_x, *(slot is not None and needs[slot] for slot in step.slots)]
             if any(need):
                 backward = BACKWARD[step.backend, step.operator]
@@ -212,13 +298,13 @@ class _Substeps(torch.autograd.Function):
                     break  # nothing before this step is differentiated
         if needs[0]:
             grads[0] = grad if grads[0] is None else grads[0] + grad
-        return None, None, *grads
+        return None, *grads
 
 
-def _define(plan: Sequence[_Step], inputs: Sequence[Tensor]) -> Tensor:
+def _define(steps: Sequence[_Step], inputs: Sequence[Tensor]) -> Tensor:
     """The substeps by their definitions, which autograd differentiates any number of times."""
     x = y = inputs[0]
-    for step in plan:
+    for step in steps:
         if not step.joins:
             x = y
         module = definition(step.operator)
@@ -227,25 +313,29 @@ def _define(plan: Sequence[_Step], inputs: Sequence[Tensor]) -> Tensor:
     return y
 
 
-def _differentiable_backward(plan, grad, needs, inputs) -> list[Tensor | None]:
+def _differentiable_backward(steps, grad, needs, inputs) -> list[Tensor | None]:
     """The backward pass for ``create_graph=True``: through the definitions, whatever backend ran forward."""
     # Views, because one input may depend on another (a context computed from x, a weight shared with the layer below):
     # the gradient in a view ends there, the gradient in the input itself would go on and count that path twice.
     inputs = [t.view_as(t) if need else t for t, need in zip(inputs, needs, strict=True)]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
     with without_autocast(grad.device):
-        y = _define(plan, inputs)
+        y = _define(steps, inputs)
         grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=True, allow_unused=True))
     return [next(grads) if need else None for need in needs]
 
 
 def operator(bind: Callable[P, Bound]) -> Callable[P, Tensor]:
-    """The operator that checks its arguments by ``bind`` and runs what that returns."""
+    """The operator that checks its arguments by ``bind`` and runs what that returns, or what it remembers."""
 
     @functools.wraps(bind)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        signed = sign(bind, args, kwargs)
+        remembered = recall(signed)
+        if remembered is not None:
+            return remembered(signed.tensors)
         bound = bind(*args, **kwargs)
-        return run(bound.x, (bound,), bound.save)
+        return run(bound.x, (bound,), bound.save, signed)
 
     call.bind = bind
     return call

@@ -71,4 +71,4 @@ def sphere_attend_step(
     beta, beta_tensor = t.number_or_tensor("beta", beta, per_channel=False)
     options = Options(step, beta, weighting, direction, causal, number("eps", eps, minimum=0.0))
     tensors = Tensors(query, key, value, step_tensor, beta_tensor)
-    return Bound("sphere_attend_step", t.x, tensors, options, "fast")
+    return Bound("sphere_attend_step", t.x, tensors, options, "fast", derived=t.derived)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .run import Bound, run
+from .run import Bound, recall, run
+from .signature import sign
 
 __all__ = ["Parallel", "Substep", "parallel", "split_layer", "substep"]
 
@@ -87,6 +88,10 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
         raise TypeError(f"substeps: expected a list of substeps; got {type(substeps).__name__}")
     if len(substeps) == 0:
         raise ValueError("substeps: expected at least one; got none")
+    signed = sign(split_layer, x, substeps, save)
+    remembered = recall(signed)
+    if remembered is not None:
+        return remembered(signed.tensors)
     bound: list[Bound] = []
     for i, element in enumerate(substeps):
         if not isinstance(element, (Substep, Parallel)):
@@ -96,4 +101,4 @@ def split_layer(x: Tensor, substeps: Sequence[Substep | Parallel], *, save: str 
             kwargs = s.kwargs if j == 0 else {**s.kwargs, "residual_scale": 0.0}
             call = s.operator.bind(x, *s.args, **kwargs)
             bound.append(call._replace(joins=j > 0))
-    return run(x, bound, save)
+    return run(x, bound, save, signed)

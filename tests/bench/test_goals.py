@@ -78,8 +78,35 @@ def test_memory_is_at_most_its_bound(judge, make_row):
     assert peak.cells()[1:5] == ("median memory", "300 MB", "at most 300 MB", "met")
 
 
+def test_a_share_of_the_copy_bandwidth_and_a_speed_as_launched(judge, make_row):
+    where = ("ops", "layer_norm ??* MB", "float32", "forward")
+    goal = Goal("rows", where, "macaron_ops native", None, 0.9, goals.COPY, of=goals.WORST)
+    rows = [
+        make_row("macaron_ops native", subject=f"layer_norm {size} MB", extra={"share_of_copy": share}, **FFN)
+        for size, share in ((1, 0.2), (64, 0.93), (256, 0.88))
+    ]
+    (finding,) = judge(goal, *rows)
+    assert (finding.figure, finding.met) == (0.88, False)  # one megabyte is not asked for
+    assert finding.cells()[1:5] == (
+        "worst share of copy bandwidth",
+        "88% (88% layer_norm 256 MB to 93% layer_norm 64 MB, 2 in all)",
+        "at least 90%",
+        "missed",
+    )
+    eager, ours = group(make_row, "a", eager=4.0, ours=1.0)
+    eager["extra"], ours["extra"] = {"launched": {"median": 6.0}}, {"launched": {"median": 8.0}}
+    (launched,) = judge(speed_goal(1.0, figure=goals.LAUNCHED), eager, ours)
+    assert launched.figure == 0.75 and launched.cells()[4] == "slower, missed"
+
+
+def test_goals_over_many_tokens_are_not_judged_by_few(judge, make_row):
+    goal = speed_goal(1.0, tokens=16384)
+    assert judge(goal, *group(make_row, "a", 1.0, 1.0, tokens=4096)) == []
+    assert len(judge(goal, *group(make_row, "a", 1.0, 1.0, tokens=16384))) == 1
+
+
 def test_every_goal_names_a_variant_and_suite_that_the_harness_measures():
     for goal in goals.GOALS:
         assert goal.where[0] in ("layers", "ops", "model")
         assert goal.where[3] in ("forward", "forward+backward")
-        assert goal.variant.startswith((goals.NATIVE, goals.AFTER))
+        assert goal.variant.startswith((goals.NATIVE, goals.TRITON, goals.AFTER))

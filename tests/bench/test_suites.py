@@ -10,6 +10,7 @@ from macaron_ops.bench import ceilings, corpus, environment, group, results, run
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import model, ops
 from macaron_ops.ops import dispatch
+from macaron_ops.ops import run as run_of_ops
 
 QUICK = Options(effort="quick", compile=False)
 NORMAL = Options(effort="normal", compile=False)
@@ -23,7 +24,7 @@ class Silent:
 
 @pytest.fixture
 def measured():
-    return {"gemm": {"float32": {"flops_per_s": 1e9}, "bfloat16": {"flops_per_s": 1e9}}}
+    return {"gemm": {"float32": {"flops_per_s": 1e9}, "bfloat16": {"flops_per_s": 1e9}}, "copy": {"bytes_per_s": 1e9}}
 
 
 def run(jobs, options, folder, measured):
@@ -58,6 +59,7 @@ def test_compiled_layers_are_right(tiny, tmp_path, measured):
 
 
 def backends_are_usable(monkeypatch, *names):
+    monkeypatch.setattr(run_of_ops, "_remembered", {})  # calls that were planned with the others
     for name in dispatch.UNUSABLE:
         monkeypatch.setitem(dispatch.UNUSABLE, name, None if name in names else "not here")
 
@@ -76,6 +78,15 @@ def backends_are_usable(monkeypatch, *names):
 def test_backends_are_those_of_the_device_and_the_reference_is_last(monkeypatch, usable, effort, device, names):
     backends_are_usable(monkeypatch, *usable)
     assert group.backend_names(Options(device=torch.device(device), effort=effort)) == names
+
+
+def test_layers_have_each_operator_on_its_best_where_one_backend_has_not_all(monkeypatch):
+    backends_are_usable(monkeypatch, "triton", "reference")
+    cuda = Options(device=torch.device("cuda"), effort="quick")
+    monkeypatch.setitem(dispatch.OPERATORS_OF, "triton", ("ffn_step", "normalize_step"))
+    assert group.backend_names(cuda, ("ffn_step", "attend_step")) == ("auto", "triton")
+    monkeypatch.setitem(dispatch.OPERATORS_OF, "triton", dispatch.OPERATORS)
+    assert group.backend_names(cuda, ("ffn_step", "attend_step")) == ("triton",)
 
 
 def test_a_backend_asked_for_that_cannot_run_is_unavailable(monkeypatch, tiny, tmp_path, measured):

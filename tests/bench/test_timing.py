@@ -8,6 +8,8 @@ from macaron_ops.bench.timing import Budget, Timing, measure, percentile, speedu
 class FakeClock:
     """Time passes only when a call is sampled: call `name` takes the next of its `seconds`, then the last for ever."""
 
+    method, warmup_seconds = "fake", 0.0
+
     def __init__(self, **seconds):
         self.seconds = {name: list(values) for name, values in seconds.items()}
         self.time = 0.0

@@ -132,7 +132,7 @@ def test_dropout_masks(seed, device):
 
 # -- work ------------------------------------------------------------------------------------------------------------
 
-NORM, PRODUCT, WEIGHT, D_NORM = "norm_forward", "linear_residual_kernel", "weight_gradient_kernel", "norm_backward"
+NORM, PRODUCT, WEIGHT, D_NORM = "norm_forward", "linear_residual_kernel", "product_parts_kernel", "norm_backward"
 ATTEND, QUERIES, KEYS = "attention_forward_kernel", "attention_queries_kernel", "attention_keys_kernel"
 DELTA, MASK, TURN, TURN_BACK = (
     "delta_kernel",

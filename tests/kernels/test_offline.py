@@ -1,6 +1,7 @@
 """Claim: the kernels compile for Ampere, Hopper, Blackwell and MI300 without a GPU, fit their shared memory and use
-their matrix instructions; on Hopper no register is spilled, and row kernels read and write 16 bytes a thread.
-``HYPOTHESIS_PROFILE=thorough`` compiles every tile of the table in every dtype, with and without dropout."""
+their matrix instructions; on Hopper and Blackwell described operands come by TMA, on Hopper no register is spilled, and
+row kernels read and write 16 bytes a thread: the word of `macaron-ops inspect-kernels`.
+``HYPOTHESIS_PROFILE=thorough`` compiles every tile of the tables in every use."""
 
 import json
 import os
@@ -10,39 +11,130 @@ from pathlib import Path
 
 import pytest
 
+from macaron_ops import cli
+
 pytest.importorskip("triton.backends.nvidia")
+pytest.importorskip("triton.backends.amd")
 ROOT = Path(__file__).parents[2]
-WHAT = "all" if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else "some"
+WHAT = ["--every"] if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else []
 PRODUCTS = (
     "hidden_forward_kernel",
     "hidden_backward_kernel",
     "linear_residual_kernel",
-    "weight_gradient_kernel",
+    "product_parts_kernel",
     "narrow_ffn_kernel",
+    "wide_forward_kernel",
+    "wide_queries_kernel",
+    "wide_keys_kernel",
+    "attention_forward_kernel",
+    "attention_queries_kernel",
+    "attention_keys_kernel",
+    "mask_gradient_kernel",
 )
+PARTS = ("hidden_of_parts_kernel", "backward_of_parts_kernel", "residual_of_parts_kernel")
+PAIRS = ("narrow_forward_kernel", "narrow_queries_kernel", "narrow_keys_kernel", "rows_backward_kernel")
 ROW_KERNELS = ("norm_forward", "norm_backward", "step_forward", "step_backward", "step_forward_wide")
+INSPECT = (sys.executable, "-m", "macaron_ops", "inspect-kernels")
+
+
+def compiling(command, **environment):
+    """In a process of its own: in this one Triton interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def rows(*arguments):
+    done = compiling([*INSPECT, "--json", *arguments])
+    assert done.returncode == cli.FINISHED, done.stdout + done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("architecture", ["sm80", "sm90", "sm100", "gfx942"])
 def test_compiles(architecture):
-    """In a process of its own: in this one Triton interprets."""
-    from macaron_ops.kernels.offline import SHARED_MEMORY
-
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
-    script = Path(__file__).with_name("compile_offline.py")
-    done = subprocess.run(
-        [sys.executable, script, architecture, WHAT], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {*PRODUCTS, *ROW_KERNELS} <= {kernel["kernel"] for kernel in found}
-    for kernel in found:
-        assert kernel["shared"] <= SHARED_MEMORY[architecture], kernel
-        narrow = kernel["dtype"] != "torch.float32" and kernel["kernel"] in PRODUCTS
+    found = rows("--arch", architecture, *WHAT)
+    masked = set() if architecture == "sm90" else {"mask_gradient_kernel"}  # compiled there alone
+    assert {*PRODUCTS, *PARTS, *PAIRS, *ROW_KERNELS} - masked <= {row["kernel"] for row in found}
+    for row in found:
+        used, narrow = row["used"], row["dtype"] in ("bfloat16", "float16")
+        assert row["faults"] == [] and used["instructions"] > 50, row
+        assert used["multiplies"] == (narrow and row["kernel"] in PRODUCTS), row
+        if used["multiplies"]:
+            assert used["wgmma" if architecture in ("sm90", "sm100") else "mma"] > 0, row
+        described = row["constants"].get("DESCRIPTORS", False) and architecture in ("sm90", "sm100")
+        assert (used["tma"] > 0) == described, row
         if architecture == "sm90":
-            assert kernel["stack"] in (0, None), kernel
-            assert not narrow or (kernel["wgmma"] > 0 and kernel["mma"] == 0), kernel
-            rows = kernel["kernel"].startswith(("norm", "step")) and kernel["D"] >= 1024
-            assert not rows or kernel["narrow"] == 0, kernel
-        else:
-            assert not narrow or kernel["wgmma"] + kernel["mma"] > 0, kernel
+            assert used["stack"] in (0, None) and not (used["multiplies"] and used["mma"]), row
+
+
+def test_a_configuration_that_breaks_a_rule_fails_the_command(tmp_path):
+    """Tiles of a device's table that spill, or that no block has the memory for."""
+    tile = {"BM": 256, "BN": 256, "BK": 128, "num_warps": 8, "num_stages": 4}
+    entry = {"product": "weight", "operand": "16-bit", "M": 1024, "N": 4096, "K": 16384, "tile": tile}
+    table = {"architecture": "sm90", "device": "a large one", "processors": 132, "entries": [entry]}
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    command = [*INSPECT, "--kernel", "product_parts_*"]
+    done = compiling(command, MACARON_OPS_TILES=str(tmp_path / "table.json"))
+    assert done.returncode == cli.FAILED, done.stdout + done.stderr
+    assert "product_parts_kernel" in done.stdout and "256 x 256 x 128" in done.stdout
+    assert "524288 bytes of shared memory, a block has 232448" in done.stdout
+    assert "of stack a thread: registers are spilled" in done.stdout
+
+
+def test_the_code_of_a_kernel():
+    for kind, words in {"ttgir": "ttg.blocked", "ptx": ".target sm_90a", "sass": "HGMMA"}.items():
+        done = compiling([*INSPECT, "--kernel", "product_parts_*", "--shape", "1024,512,1024", "--source", kind])
+        assert done.returncode == cli.FINISHED and words in done.stdout, done.stdout[-2000:] + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "sm70"], "--arch 'sm70': expected one of sm80"),
+        (["--kernel", "nothing"], "--kernel 'nothing': no kernel"),
+        (["--dtype", "int8"], "--dtype 'int8': expected one of bfloat16"),
+        (["--arch", "gfx942", "--source", "ptx"], "--source 'ptx': expected one of ttgir, amdgcn"),
+    ],
+)
+def test_what_cannot_be_inspected(arguments, message, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert cli.main(["inspect-kernels", *arguments]) == cli.USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_an_interpreted_kernel_has_no_machine_code(monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert cli.main(["inspect-kernels"]) == cli.USAGE
+    assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+KEYS = """
+import collections
+import itertools
+import torch
+from macaron_ops.bench.kernel_calls import ffn_arguments, launches_of_ffn
+from macaron_ops.kernels.offline import cache_key
+
+TOKENS = (1, 2, 7, 16, 100, 128, 1000, 1024, 4096, 5000, 16384, 16385)
+for width, p in itertools.product((1024, 250, 128), (0.0, 0.1)):
+    keys, uses = collections.defaultdict(set), collections.defaultdict(set)
+    for tokens, stream in itertools.product(TOKENS, (0,) if p else (0, 4)):
+        x, tensors, options = ffn_arguments(tokens, width, 4 * width, torch.bfloat16, dropout=p)
+        forward, backward = launches_of_ffn(x, tensors, options._replace(stream=stream))
+        for launch in forward + backward:
+            kinds = tuple(a.dtype if isinstance(a, torch.Tensor) else a is None for a in launch.arguments)
+            uses[launch.kernel.__name__].add((kinds, str(launch.constants)))
+            keys[launch.kernel.__name__].add(cache_key(launch, "sm90"))
+    for name in keys:
+        print(name, len(keys[name]), len(uses[name]))
+"""
+
+
+def test_one_compiled_kernel_serves_every_number_of_tokens():
+    """By Triton's own cache keys: as many as there are tiles and uses of a kernel, and no more for any token count or
+    substep of a layer. Where the tokens are the sum's length, their divisibility by 16 is told apart, and 1."""
+    done = compiling([sys.executable, "-c", KEYS])
+    assert done.returncode == 0, done.stderr
+    counts = [(name, int(keys), int(uses)) for name, keys, uses in map(str.split, done.stdout.splitlines())]
+    assert len(counts) >= 6 * 6
+    for name, keys, uses in counts:
+        assert keys <= 3 * uses if name == "product_parts_kernel" else keys == uses, done.stdout

@@ -12,11 +12,8 @@ from tests.ops.cases import CASES, build
 TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
 NAMES = (
-    "ffn_step-swiglu",
-    "ffn_step-post",
-    "ffn_step-empty-batch",
-    "attend_step-one-token",
-    "normalize_step-per-channel",
+    *("ffn_step-swiglu", "ffn_step-post", "ffn_step-empty-batch", "attend_step-one-token"),
+    *("normalize_step-per-channel", "sphere_attend_step-given", "sphere_attend_step-none"),
 )
 SOME = [case for case in CASES if repr(case) in NAMES]
 

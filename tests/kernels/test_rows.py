@@ -87,3 +87,15 @@ def test_step_of_one_tensor_number(length, device):
             y = macaron_ops.normalize_step(x, u, step)
         found.append((y, *torch.autograd.grad(y.sum(), step)))
     torch.testing.assert_close(*found)
+
+
+def test_rows_that_are_not_there_add_nothing(device):
+    """Without an eps they would be 0 / 0."""
+    x, u = (torch.randn(5, 3, device=device) for _ in range(2))
+    found = []
+    for backend in ("triton", "reference"):
+        step = torch.full((3,), 0.3, device=device, requires_grad=True)
+        with macaron_ops.use_backend(backend):
+            y = macaron_ops.normalize_step(x, u, step, eps=0.0)
+        found.append(torch.autograd.grad(y.sum(), step)[0])
+    torch.testing.assert_close(*found)

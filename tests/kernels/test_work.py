@@ -9,7 +9,7 @@ from tests.kernels.tools import NEEDS, ffn_arguments, launches_of_ffn
 TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
 NAMES = ("x", "w_in", "b_in", "w_out", "b_out", "norm_weight", "norm_bias", "seed")
-NORM, HIDDEN, OUT, WEIGHT = "norm_forward", "hidden_forward_kernel", "linear_residual_kernel", "weight_gradient_kernel"
+NORM, HIDDEN, OUT, PARTS = "norm_forward", "hidden_forward_kernel", "linear_residual_kernel", "product_parts_kernel"
 D_HIDDEN, D_NORM, AGAIN = "hidden_backward_kernel", "norm_backward", "hidden_again_kernel"
 
 
@@ -26,7 +26,9 @@ def test_forward():
     wide = launches_of_ffn(*ffn_arguments(512, 256, 1024, torch.bfloat16))[0]
     assert kernels(wide) == [NORM, HIDDEN, OUT]
     post = launches_of_ffn(*ffn_arguments(512, 256, 1024, torch.bfloat16, placement="post"))[0]
-    assert kernels(post) == [HIDDEN, OUT, NORM]
+    assert kernels(post) == [HIDDEN, OUT]
+    wider = launches_of_ffn(*ffn_arguments(512, 512, 1024, torch.bfloat16, placement="post"))[0]
+    assert kernels(wider) == [HIDDEN, OUT, NORM]
     for options in ({}, {"placement": "post", "dropout": 0.1}, {"activation": "swiglu"}):
         narrow = launches_of_ffn(*ffn_arguments(512, 128, 512, torch.bfloat16, **options))[0]
         assert kernels(narrow) == ["narrow_ffn_kernel"]
@@ -34,17 +36,17 @@ def test_forward():
 
 def test_backward():
     everything = backward_of(*NAMES[:-1])
-    assert everything == [NORM, D_NORM, D_HIDDEN, WEIGHT, WEIGHT, OUT, D_NORM]  # the first D_NORM sums db_out
+    assert everything == [NORM, D_NORM, D_HIDDEN, PARTS, PARTS, OUT, D_NORM]  # the first D_NORM sums db_out
     assert backward_of(*NAMES[:-1], save="lean") == [NORM, HIDDEN, *everything[1:]]
 
 
 def test_frozen_subsets():
     assert backward_of("x") == [D_HIDDEN, OUT, D_NORM]
     assert backward_of("x", norm=None) == [D_HIDDEN, OUT]
-    assert backward_of("w_in") == [NORM, D_HIDDEN, WEIGHT]
+    assert backward_of("w_in") == [NORM, D_HIDDEN, PARTS]
     assert backward_of("b_in") == [D_HIDDEN]
-    assert backward_of("w_out") == [AGAIN, WEIGHT]
-    assert backward_of("w_out", save="lean") == [NORM, HIDDEN, WEIGHT]
+    assert backward_of("w_out") == [AGAIN, PARTS]
+    assert backward_of("w_out", save="lean") == [NORM, HIDDEN, PARTS]
     assert backward_of("b_out") == [D_NORM]
     assert backward_of("b_out", save="lean") == [D_NORM]
     assert backward_of("norm_bias") == [D_HIDDEN, OUT, D_NORM]
@@ -67,20 +69,30 @@ def _hidden(save):
     return (b, z, h), forward
 
 
-@pytest.mark.parametrize("tokens", [1, 100, 16384])
-def test_few_tokens_take_smaller_tiles(tokens):
-    """Every processor gets a tile while there are enough, and a product over few tokens is not cut in parts."""
-    forward, backward = launches_of_ffn(*ffn_arguments(tokens, 1024, 4096, torch.bfloat16), needs=NEEDS)
-    if tokens == 16384:
-        assert all(launch.programs >= 132 for launch in (*forward, *backward))
-    weight = next(launch for launch in backward if launch.kernel.__name__ == WEIGHT)
-    out = weight.arguments[2]
-    assert out.shape == (1, 1024, 4096) and out.dtype == torch.bfloat16
+def test_many_tokens_give_nearly_every_processor_a_program():
+    for launches in launches_of_ffn(*ffn_arguments(16384, 1024, 4096, torch.bfloat16), needs=NEEDS):
+        assert all(launch.programs >= 128 for launch in launches)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+@pytest.mark.parametrize("tokens", [1, 60])
+def test_few_tokens(tokens, placement):
+    """The long sums of a few tokens are cut in parts, and the pass that adds them is the epilogue, the norm too; the
+    gradient of a weight is a short sum then, and is not cut."""
+    call = ffn_arguments(tokens, 1024, 4096, torch.bfloat16, placement=placement)
+    forward, backward = launches_of_ffn(*call, needs=NEEDS)
+    end = [HIDDEN, PARTS, "residual_of_parts_kernel"]
+    assert kernels(forward) == ([NORM, *end] if placement == "pre" else end)
+    assert forward[-2].programs == 128 and not forward[-2].constants["PERSISTENT"]
+    ends = {"pre": [PARTS, "residual_of_parts_kernel", D_NORM], "post": [PARTS, "residual_of_parts_kernel"]}
+    assert kernels(backward)[-len(ends[placement]) :] == ends[placement]
+    gradients = [launch.arguments[2] for launch in backward if launch.kernel.__name__ == PARTS]
+    assert [out.shape[0] for out in gradients] == [1, 1, 8]
 
 
 def test_a_small_gradient_over_many_tokens_is_cut_in_parts():
     _, backward = launches_of_ffn(*ffn_arguments(16384, 128, 512, torch.bfloat16))
-    out = next(launch for launch in backward if launch.kernel.__name__ == WEIGHT).arguments[2]
+    out = next(launch for launch in backward if launch.kernel.__name__ == PARTS).arguments[2]
     assert out.shape[0] > 1 and out.dtype == torch.float32
 
 

@@ -47,9 +47,9 @@ class Drawn(_Short):
     """A tensor: ``kind`` is the distribution of its elements, ``role`` says which of ``DTYPES`` it has."""
 
     shape: tuple[int, ...]
-    kind: str = (
-        "normal"  # fan: normal / sqrt(columns); unit: rows of length 1; positive; bias: normal and -inf; blocked
-    )
+    # fan: normal / sqrt(columns); unit: rows of length 1; cap: these around the first axis, so that no mean of them is
+    # short; positive; bias: normal and -inf; blocked
+    kind: str = "normal"
     role: str = "operand"
     layout: str = "contiguous"
     trained: bool = True
@@ -85,6 +85,9 @@ def values(call: Call, seed: int) -> dict[str, Tensor]:
         if t.kind == "fan":
             v = v / max(t.shape[-1], 1) ** 0.5
         elif t.kind == "unit":
+            v = F.normalize(v, dim=-1)
+        elif t.kind == "cap":
+            v[..., 0] += 4.0
             v = F.normalize(v, dim=-1)
         elif t.kind == "positive":
             v = v.abs() + 0.1

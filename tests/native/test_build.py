@@ -5,6 +5,7 @@ The builds are of a small source tree, with the project's own build script and s
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,26 @@ def test_a_library_for_sanitizers_leaves_the_package_alone(tree):
     library = tree / "build/sanitize/libmacaron_ops_cpu.so"
     assert b"__asan_init" in library.read_bytes() and b"__ubsan" in library.read_bytes()
     assert not tree.joinpath("macaron_ops/native").exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is emulated on x86-64")
+def test_an_emulated_library_holds_no_instruction_of_avx512(tree):
+    """Nor another set; and an instruction that csrc/emulated lacks is an error."""
+    shutil.copytree(ROOT / "csrc/emulated", tree / "csrc/emulated")
+    kernel = (
+        "#include <immintrin.h>\nnamespace macaron_ops::MACARON_OPS_ISA { __m512 first(__m512 x) { return %s; } }\n"
+    )
+    tree.joinpath("csrc/cpu/first.cpp").write_text(kernel % "_mm512_maskz_scalef_ps(0xffff, x, x)")
+    text = build(tree, "--emulate")
+    assert compiled(text) == {"torch/library.cpp (torch)"} | {
+        f"{name}.cpp ({isa})" for name in ("first", "second") for isa in ("avx512", "avx512_bf16")
+    }
+    code = subprocess.check_output(["objdump", "-d", tree / "build/emulate/libmacaron_ops_cpu.so"], text=True)
+    assert "%ymm" in code and "%zmm" not in code and "%k1" not in code
+    assert not tree.joinpath("macaron_ops/native").exists()
+
+    tree.joinpath("csrc/cpu/first.cpp").write_text(kernel % "_mm512_sqrt_ps(x)")
+    assert "target specific option mismatch" in build(tree, "--emulate", expect=1)
 
 
 def test_without_a_compiler_one_screen_says_so_and_the_package_is_installed(tree):

@@ -3,44 +3,28 @@
 Tensors that are so large do not fit a test: what the kernels include is compiled alone and called by position."""
 
 import ctypes
-import importlib.util
-import os
 import random
-import shlex
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from macaron_ops import native
 from macaron_ops.reference.dropout import philox
+from tests.native.compiled import COMPILER, ISAS, compiled, machine_has
 
-ROOT = Path(__file__).parents[2]
-COMPILER = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
-pytestmark = [
-    pytest.mark.skipif(native.library() is None, reason=f"the native backend: {native.why_not_loaded()}"),
-    pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler"),
-]
+pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 BORDERS = (2**28, 2**29, 2**32 // 15, 2**31, 2**32, 3 * 2**32 + 7, 2**40, 2**47)
 
 
-@pytest.fixture(scope="module", params=native.cpu_isas())
+@pytest.fixture(scope="module", params=ISAS)
 def kept(request, tmp_path_factory):
-    """``kept(p, seed, stream, position, stride)`` of an instruction set: a bool for each lane."""
-    spec = importlib.util.spec_from_file_location("build_native", ROOT / "tools/build_native.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    out = tmp_path_factory.mktemp("dropout") / f"{request.param}.so"
-    flags = shlex.split(
-        f"{build.LANGUAGE} -fvisibility=default -O2 {build.KERNELS} {build.ISAS[os.uname().machine][request.param]}"
-    )
+    """``kept(p, seed, stream, position, stride)`` of an instruction set, emulated where the machine lacks it: a bool
+    for each lane."""
+    isa = request.param
+    if not machine_has("avx2") and isa != "base":
+        pytest.skip("needs a CPU with AVX2")
     source = Path(__file__).with_name("dropout_positions.cpp")
-    command = [COMPILER, *flags, f"-DMACARON_OPS_ISA={request.param}", "-shared", source, "-o", out]
-    subprocess.run(command, cwd=ROOT, check=True)
-    function = ctypes.CDLL(str(out)).kept
+    function = compiled(source, isa, tmp_path_factory.mktemp("dropout"), emulated=not machine_has(isa)).kept
     function.argtypes = [ctypes.c_double, ctypes.c_uint64, *[ctypes.c_int64] * 3, ctypes.c_void_p]
 
     def call(*args):

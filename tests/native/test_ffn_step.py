@@ -35,3 +35,21 @@ def test_a_row_of_equal_numbers_has_no_variance(width):
     with macaron_ops.use_backend("native"):
         y = macaron_ops.ffn_step(x, *nothing, placement="post", activation="relu")
     assert not y.any()
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_gradients_of_vectors_over_equal_rows(placement):
+    """Eight times that of one row, to the last bit: the terms are added pairwise."""
+    x, grad = torch.randn(2, 1, 100)
+    w_in, w_out = torch.randn(24, 100) / 10, torch.randn(100, 24) / 5
+    vectors = [torch.randn(n, requires_grad=True) for n in (24, 100, 100, 100)]
+    b_in, b_out, weight, bias = vectors
+
+    def gradients(rows):
+        with macaron_ops.use_backend("native"):
+            norm = {"norm_weight": weight, "norm_bias": bias, "placement": placement}
+            y = macaron_ops.ffn_step(x.expand(rows, 100), w_in, b_in, w_out, b_out, **norm)
+        return torch.autograd.grad(y, vectors, grad.expand(rows, 100))
+
+    for one, eight in zip(gradients(1), gradients(8), strict=True):
+        assert torch.equal(8 * one, eight)

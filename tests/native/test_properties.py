@@ -2,10 +2,10 @@
 tolerance rule in its output and in every gradient."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 import macaron_ops
-from tests.native.calls import check
+from tests.native.calls import Call, Drawn, check
 from tests.native.strategies import attend_calls, ffn_calls, normalize_calls, sphere_calls
 
 NATIVE = macaron_ops.backends()["native"]
@@ -41,8 +41,23 @@ def test_normalize_step(call):
     check(call)
 
 
+# Sums of 64 terms whose error a beta of 60 makes the output's largest.
+CONCENTRATED = Call(
+    "sphere_attend_step",
+    {
+        "x": Drawn((17, 4), "unit", "x", trained=False),
+        "query": Drawn((17, 64), "unit", "x"),
+        "key": Drawn((7, 64), "unit", "x", trained=False),
+        "value": Drawn((7, 4), "unit", "x", trained=False),
+        "step": Drawn((4,), "positive", "x", trained=False, scale=0.5),
+    },
+    {"beta": 60.0},
+)
+
+
 @needs("sphere_attend_step")
 @anything
+@example(CONCENTRATED)
 @given(sphere_calls())
 def test_sphere_attend_step(call):
     check(call)

@@ -8,6 +8,7 @@ import torch
 import macaron_ops
 from macaron_ops import BackendError
 from macaron_ops.ops import dispatch as table
+from macaron_ops.ops.run import forget
 from tests.ops.cases import CASES, build
 
 CALL = next(c for c in CASES if repr(c) == "ffn_step-relu")
@@ -33,6 +34,7 @@ def triton_that_declines(monkeypatch):
     monkeypatch.setitem(table.OPERATORS_OF, "triton", ("ffn_step",))
     monkeypatch.setitem(table.UNUSABLE, "triton", None)
     monkeypatch.setitem(table.MODULES, ("triton", "ffn_step"), module)
+    forget()
 
 
 @pytest.fixture
@@ -137,6 +139,7 @@ def test_operator_that_a_backend_lacks(triton_that_declines):
 def test_device_that_a_backend_lacks(monkeypatch):
     monkeypatch.setitem(table.OPERATORS_OF, "cuda", ("ffn_step",))
     monkeypatch.setitem(table.UNUSABLE, "cuda", None)
+    forget()
     with macaron_ops.use_backend("cuda"), pytest.raises(BackendError, match="it runs on cuda, x is on cpu"):
         call()
 

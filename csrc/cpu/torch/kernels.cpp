@@ -8,13 +8,8 @@
 
 namespace macaron_ops {
 
-#if defined(__x86_64__)
-#define MACARON_ISAS(X) X(base) X(avx2) X(avx512) X(avx512_bf16)
-#else
-#define MACARON_ISAS(X) X(base)
-#endif
-
-// Declarations of what csrc/cpu/*.cpp defines once per instruction set.
+// The build names the instruction sets of csrc/cpu/*.cpp from the oldest to the newest, MACARON_OPS_ISAS(X). Declarations
+// of what each of them defines:
 #define MACARON_DECLARE(name, Arguments) \
   template <class X, class W>            \
   void name(const Arguments<X, W>&, const Host&);
@@ -26,49 +21,51 @@ namespace macaron_ops {
   MACARON_KERNELS(MACARON_DECLARE)               \
   MACARON_SPHERE_KERNELS(MACARON_DECLARE_SPHERE) \
   }
-MACARON_ISAS(MACARON_DECLARE_ALL)
+MACARON_OPS_ISAS(MACARON_DECLARE_ALL)
 
 namespace {
 
 enum Isa {
 #define MACARON_ENUMERATOR(isa) k_##isa,
-  MACARON_ISAS(MACARON_ENUMERATOR)
+  MACARON_OPS_ISAS(MACARON_ENUMERATOR)
 };
 
 const char* const kNames[] = {
 #define MACARON_NAME(isa) #isa,
-    MACARON_ISAS(MACARON_NAME)};
+    MACARON_OPS_ISAS(MACARON_NAME)};
 
-bool supported(Isa isa) {
+bool supported(const std::string& isa) {
+  if (isa == "base") return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  switch (isa) {
-    case k_base: return true;
-    case k_avx2: return avx2;
-    case k_avx512: return avx512;
-    case k_avx512_bf16: return avx512 && __builtin_cpu_supports("avx512bf16");
-  }
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+#if defined(MACARON_OPS_EMULATED)  // csrc/emulated: every set takes no more
+  return true;
 #endif
-  return isa == k_base;
+  if (isa == "avx2") return true;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+    return false;
+  return isa == "avx512" || __builtin_cpu_supports("avx512bf16");
+#endif
+  return false;
 }
 
 std::vector<Isa> here() {
   std::vector<Isa> found;
 #define MACARON_PUSH(isa) \
-  if (supported(k_##isa)) found.push_back(k_##isa);
-  MACARON_ISAS(MACARON_PUSH)
+  if (supported(#isa)) found.push_back(k_##isa);
+  MACARON_OPS_ISAS(MACARON_PUSH)
   return found;
 }
 
 Isa choose() {
-  const char* asked = std::getenv("MACARON_OPS_CPU_ISA");
+  const char* variable = std::getenv("MACARON_OPS_CPU_ISA");
+  const std::string asked = variable != nullptr ? variable : "";
   const std::vector<Isa> choices = here();
-  if (asked == nullptr || *asked == '\0') return choices.back();
+  if (asked.empty() && !choices.empty()) return choices.back();
   for (Isa isa : choices)
-    if (std::string(asked) == kNames[isa]) return isa;
+    if (asked == kNames[isa]) return isa;
   STD_TORCH_CHECK(false, "MACARON_OPS_CPU_ISA=", asked, ": expected one that this machine supports: ", isas_here());
 }
 
@@ -96,7 +93,7 @@ const Kernels<X, W>& kernels() {
     static const Kernels<X, W> table{MACARON_KERNELS(MACARON_ENTRY)}; \
     return table;                                           \
   }
-  switch (chosen()) { MACARON_ISAS(MACARON_TABLE) }
+  switch (chosen()) { MACARON_OPS_ISAS(MACARON_TABLE) }
   __builtin_unreachable();
 }
 
@@ -109,7 +106,7 @@ const SphereKernels<X>& sphere_kernels() {
     static const SphereKernels<X> table{MACARON_SPHERE_KERNELS(MACARON_SPHERE_ENTRY)}; \
     return table;                                                                     \
   }
-  switch (chosen()) { MACARON_ISAS(MACARON_SPHERE_TABLE) }
+  switch (chosen()) { MACARON_OPS_ISAS(MACARON_SPHERE_TABLE) }
   __builtin_unreachable();
 }
 

@@ -36,19 +36,29 @@ PAIRS = (  # (x, matrix parameters); the last one is autocast's
 )
 
 
-def forward(steps: Sequence, save: Sequence[str], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The steps of :mod:`macaron_ops.ops.run` on ``inputs``: y, and what their backward pass reads."""
-    y, *kept = torch.ops.macaron_ops_cpu.forward(inputs, _encode(steps, save))
-    return y, kept
+def forward(steps: Sequence, save: Sequence[str]) -> Callable[[Sequence[Tensor]], tuple[Tensor, list[Tensor]]]:
+    """The steps of :mod:`macaron_ops.ops.run`: a function of their inputs, which returns y and what their backward pass
+    reads."""
+    plan = _encode(steps, save)
+
+    def run(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        y, *kept = torch.ops.macaron_ops_cpu.forward.default(inputs, plan)
+        return y, kept
+
+    return run
 
 
-def backward(
-    steps: Sequence, grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor], kept: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The gradients of ``inputs``, None where ``needs`` is false."""
+def backward(steps: Sequence) -> Callable[..., list[Tensor | None]]:
+    """A function of grad, needs, inputs and kept: the gradients of ``inputs``, None where ``needs`` is false."""
     plan = _encode(steps, ["fast"] * len(steps))
-    grads = torch.ops.macaron_ops_cpu.backward(grad, inputs, kept, [int(need) for need in needs], plan)
-    return [g if need else None for g, need in zip(grads, needs, strict=True)]
+
+    def run(
+        grad: Tensor, needs: Sequence[bool], inputs: Sequence[Tensor], kept: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        grads = torch.ops.macaron_ops_cpu.backward.default(grad, inputs, kept, [int(need) for need in needs], plan)
+        return [g if need else None for g, need in zip(grads, needs, strict=True)]
+
+    return run
 
 
 def alone(operator: str, saved_type: type, saved_shapes: Callable) -> tuple[Callable, Callable]:

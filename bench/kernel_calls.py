@@ -1,0 +1,258 @@
+"""The kernel launches that the operators make on a GPU, recorded on meta tensors: nothing is computed, no GPU needed.
+
+An operator is a row of ``OPERATORS``: a function from an architecture and what is wanted to (launch, dtype) pairs.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from macaron_ops.kernels import attend_step, ffn_step, normalize_step, sphere_attend_step
+from macaron_ops.kernels.device import Launch, recording
+from macaron_ops.kernels.tiles import operand, tables, using
+from macaron_ops.reference.attend_step import Options as AttendOptions
+from macaron_ops.reference.attend_step import Tensors as AttendTensors
+from macaron_ops.reference.ffn_step import Options, Tensors
+from macaron_ops.reference.normalize_step import Options as StepOptions
+from macaron_ops.reference.normalize_step import Tensors as StepTensors
+from macaron_ops.reference.sphere_attend_step import Options as SphereOptions
+from macaron_ops.reference.sphere_attend_step import Tensors as SphereTensors
+
+__all__ = [
+    "DTYPES",
+    "NEEDS",
+    "OPERATORS",
+    "PROCESSORS",
+    "Wanted",
+    "attend_arguments",
+    "ffn_arguments",
+    "launches_of_attend",
+    "launches_of_ffn",
+    "multiplying",
+]
+
+PROCESSORS = {"sm80": 108, "sm90": 132, "sm100": 148, "gfx942": 304}  # A100, H100, B200, MI300X
+# tf32 is float32 with torch's setting for products.
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "tf32": torch.float32,
+}
+NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
+GATED = ("swiglu", "geglu")
+TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
+FEW = (8, 2048, 2048)  # every product in parts
+SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
+_SHAPES_OF = {  # calls that launch a product, where TALL's do not
+    "narrow": (NARROW, (1024, 64, 128)),
+    "narrow_dropout": (NARROW, (1024, 64, 128)),
+    "linear_norm": ((16384, 256, 1024),),
+    "linear_norm_dropout": ((16384, 256, 1024),),
+    "few": (FEW,),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which calls are made: of these shapes (tokens, D, F) and dtypes, else a few that show every kernel; ``every``: by
+    each tile of the tables and with each activation, with and without dropout."""
+
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    dtypes: tuple[str, ...] = ()
+    every: bool = False
+
+
+@contextmanager
+def multiplying(dtype: str) -> Iterator[torch.dtype]:
+    """The torch dtype of a name of ``DTYPES``, torch's setting for float32 products being what the name says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield DTYPES[dtype]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=None, dropout=0.0, **options):
+    """``(x, tensors, options)``; ``weights`` is the dtype of the products' operands, if it is another."""
+    weights = weights or dtype
+
+    def empty(*shape, dtype=weights):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    inner = 2 * hidden if activation in GATED else hidden
+    options = {"norm": "layer", "eps": 1e-5, "step": 0.5, "residual_scale": 1.0, "placement": "pre", **options}
+    affine = (None, None) if options["norm"] is None else (empty(width, dtype=dtype), empty(width, dtype=dtype))
+    tensors = Tensors(
+        empty(inner, width), empty(inner), empty(width, hidden), empty(width), *affine, empty(dtype=torch.int64)
+    )
+    options = Options(activation=activation, dropout=dropout, activation_dropout=dropout, stream=0, **options)
+    return empty(tokens, width, dtype=dtype), tensors, options
+
+
+def launches_of_ffn(x, tensors, options, architecture="sm90", processors=132, save="fast", needs=NEEDS):
+    """``(forward's, backward's)`` launches."""
+    with recording(architecture, processors) as forward:
+        _, saved = ffn_step.forward(x, tensors, options, save)
+    with recording(architecture, processors) as backward:
+        ffn_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
+    return forward, backward
+
+
+def attend_arguments(
+    tokens,
+    width,
+    heads,
+    dtype=torch.bfloat16,
+    *,
+    packed=True,
+    rotary=False,
+    mask=(1, 1),
+    hidden=False,
+    dropout=0.0,
+    **options,
+):
+    """``(x, tensors, options)`` of four sequences; ``mask`` are the first dimensions of a floating mask, None: none;
+    ``hidden``: with the other ways to hide keys."""
+
+    def empty(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    weights = (empty(3 * width, width), None, None) if packed else [empty(width, width) for _ in range(3)]
+    biases = (empty(3 * width), None, None) if packed else [empty(width) for _ in range(3)]
+    angles = [empty(tokens, width // heads // 2) for _ in range(2)] if rotary else (None, None)
+    options = {"norm": "layer", "eps": 1e-5, "placement": "pre", "causal": True, **options}
+    affine = (None, None) if options["norm"] is None else (empty(width), empty(width))
+    bias = None if mask is None else empty(*mask, tokens, tokens)
+    padding, borders = (empty(4, tokens, dtype=torch.bool), empty(9, dtype=torch.int32)) if hidden else (None, None)
+    constants = (None, bias, padding, borders, *angles, None, empty(dtype=torch.int64))
+    tensors = AttendTensors(*weights, *biases, empty(width, width), empty(width), *affine, *constants)
+    given = {"num_heads": heads, "num_kv_heads": heads, "step": 1.0, "residual_scale": 1.0, "scale": 0.1, "stream": 0}
+    options = AttendOptions(**given, dropout=dropout, attention_dropout=dropout, **options)
+    return empty(4, tokens, width), tensors, options
+
+
+def launches_of_attend(x, tensors, options, architecture="sm90", processors=132, save="fast", needs=None):
+    """``(forward's, backward's)`` launches; ``needs`` None: of all but the constants."""
+    if needs is None:
+        constants = ("cu_seqlens", "cos", "sin", "seed")
+        pairs = zip(tensors._fields, tensors, strict=True)
+        needs = [True, *(t is not None and t.dtype != torch.bool and name not in constants for name, t in pairs)]
+    with recording(architecture, processors) as forward:
+        _, saved = attend_step.forward(x, tensors, options, save)
+    with recording(architecture, processors) as backward:
+        attend_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
+    return forward, backward
+
+
+def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    def launches(shape, dtype, activation, p):
+        placement = "post" if activation == "swiglu" else "pre"
+        with multiplying(dtype) as torch_dtype:
+            arguments = ffn_arguments(*shape, torch_dtype, activation, dropout=p, placement=placement)
+            for found in launches_of_ffn(*arguments, architecture, PROCESSORS[architecture]):
+                yield from ((launch, dtype) for launch in found)
+
+    if wanted.every:
+        grid = itertools.product(wanted.shapes or SHAPES, wanted.dtypes or DTYPES, ACTIVATIONS, (0.0, 0.1))
+        for call in grid:
+            yield from launches(*call)
+        yield from _of_every_tile(architecture, wanted.dtypes or tuple(DTYPES), launches)
+        return
+    few = [(TALL, "bfloat16", "gelu", 0.0), (NARROW, "bfloat16", "swiglu", 0.0), (FEW, "bfloat16", "gelu", 0.0)]
+    if wanted.shapes or wanted.dtypes:
+        dtypes = wanted.dtypes or ("bfloat16",)
+        few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, ("gelu", "swiglu"), (0.0, 0.1))
+    elif architecture == "sm90":
+        few += [(shape, "bfloat16", "gelu", 0.0) for shape in SHAPES]
+        few += [(TALL, "bfloat16", "swiglu", 0.0), ((16384, 256, 1024), "bfloat16", "swiglu", 0.1)]
+        few += [(SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
+    for call in few:
+        yield from launches(*call)
+
+
+def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callable) -> Iterator[tuple[Launch, str]]:
+    """Each tile that stands in the architecture's tables, whichever shape may take it."""
+    for table in (table for table in tables() if table.architecture == architecture):
+        rows = [(key, tile) for key, tiles in table.rows.items() for tile in tiles]
+        rows += [(key, tile) for key, entries in table.entries.items() for _, tile in entries]
+        for (kind, product), tile in dict.fromkeys(rows):
+            for dtype in dtypes:
+                with multiplying(dtype) as torch_dtype:
+                    of_this_kind = operand(torch_dtype) == kind
+                shapes = _SHAPES_OF.get(product, (TALL,))
+                for call in itertools.product(shapes, (dtype,), ACTIVATIONS, (0.0, 0.1)) if of_this_kind else ():
+                    with using(product, tile):
+                        yield from list(launches(*call))
+
+
+def _attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """Sequences of 1024 tokens: D is the second number of a shape, in heads of 64 where it has them."""
+    calls = [(64, "bfloat16", {"mask": None})]
+    if wanted.shapes or wanted.dtypes:
+        dims = {64 if shape[1] % 64 == 0 else 16 for shape in wanted.shapes} or {64, 128}
+        calls = [(dim, dtype, {"mask": None}) for dim in sorted(dims) for dtype in wanted.dtypes or ("bfloat16",)]
+    elif wanted.every:
+        grid = itertools.product((16, 32, 64, 80, 128, 256), DTYPES, (None, (1, 1)), (0.0, 0.1))
+        calls = [(dim, dtype, {"mask": mask, "dropout": p, "rotary": True}) for dim, dtype, mask, p in grid]
+    elif architecture == "sm90":
+        calls += [(128, "bfloat16", {"mask": None, "rotary": True})]
+        calls += [(64, "bfloat16", {"mask": (4, 1), "causal": False, "hidden": True})]
+    for head_dim, dtype, options in calls:
+        with multiplying(dtype) as torch_dtype:
+            arguments = attend_arguments(1024, 8 * head_dim, 8, torch_dtype, **options)
+            for found in launches_of_attend(*arguments, architecture, PROCESSORS[architecture]):
+                yield from [(launch, dtype) for launch in found]
+
+
+def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """Rows in registers and in blocks."""
+    widths = [(3, "float32"), (1000, "bfloat16"), (1024, "bfloat16"), (16384, "bfloat16")]
+    if wanted.shapes or wanted.dtypes:
+        dtypes = [d for d in wanted.dtypes or ("bfloat16",) if d != "tf32"]
+        widths = itertools.product({shape[1] for shape in wanted.shapes} or (1024, 16384), dtypes)
+    for width, dtype in widths:
+        x = torch.empty((4096, width), dtype=DTYPES[dtype], device="meta")
+        tensors = StepTensors(x, torch.empty(width, device="meta"))
+        options = StepOptions(0.0, "tangent", 1e-12)
+        with recording(architecture, PROCESSORS[architecture]) as found:
+            normalize_step.forward(x, tensors, options, "fast")
+            normalize_step.backward(x, (True, True, True), x, tensors, normalize_step.Saved(), options)
+        yield from ((launch, dtype) for launch in found)
+
+
+def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """Points among themselves: (points, D) are the first two numbers of a shape."""
+    calls = [(1 << 18, 3, "float32"), (1 << 16, 64, "bfloat16")]
+    if wanted.shapes or wanted.dtypes:
+        points = [shape[:2] for shape in wanted.shapes if shape[1] <= 256] or [(1 << 16, 64)]
+        calls = [(n, width, dtype) for n, width in points for dtype in wanted.dtypes or ("bfloat16",)]
+    elif wanted.every:
+        grid = itertools.product((1 << 18, 1 << 12), (3, 8, 32, 64, 128, 256), DTYPES)
+        calls = list(grid)
+    elif architecture == "sm90":
+        calls += [(1 << 16, 256, "bfloat16"), (1 << 12, 8, "float32"), (1 << 12, 64, "float32")]
+    for points, width, dtype in calls:
+        with multiplying(dtype) as torch_dtype:
+            x = torch.empty((points, width), dtype=torch_dtype, device="meta")
+            tensors = SphereTensors(None, None, None, None, None)
+            options = SphereOptions(0.3, 4.0, "softmax", "tangent", wanted.every, 1e-12)
+            with recording(architecture, PROCESSORS[architecture]) as found:
+                _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
+                sphere_attend_step.backward(x, (True, *(False,) * 5), x, tensors, saved, options)
+            yield from [(launch, dtype) for launch in found]
+
+
+OPERATORS: dict[str, Callable[[str, Wanted], Iterator[tuple[Launch, str]]]] = {
+    "ffn_step": _ffn_step,
+    "attend_step": _attend_step,
+    "normalize_step": _normalize_step,
+    "sphere_attend_step": _sphere_attend_step,
+}

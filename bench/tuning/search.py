@@ -1,0 +1,195 @@
+"""How the tile of one product and shape is chosen.
+
+Every candidate is compiled (one that breaks a rule of ``kernels.offline.faults`` is out), checked against the float64
+definition by the rule of the benchmarks (one that computes something else is out), and then timed, interleaved with the
+present tile: first all of them briefly, a few at a time, then the schedules of the best, then the best again, for
+longer. The present tile is replaced only by one whose 80th percentile lies below its 20th in that last look: the noise
+of neither explains it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from macaron_ops.kernels.device import Launch, Target, recording, target
+from macaron_ops.kernels.offline import TARGETS, compile_for, faults, resources
+from macaron_ops.kernels.tiles import Tile, tile, using
+
+from ..compare import IMPROVEMENT, verdict
+from ..correctness import WrongResult, Yardstick
+from ..kernel_calls import DTYPES, multiplying
+from ..timing import Budget, Clock, Timing, measure, replay, speedup
+from .candidates import candidates, schedules
+from .work import Problem, Work
+
+__all__ = ["USUAL", "Attempt", "Effort", "NotTaken", "Outcome", "Progress", "present_tile", "search"]
+
+Progress = Callable[[str, float], None]  # what is being done, and the share of the problem that is behind
+PRESENT = "present"
+
+
+class NotTaken(Exception):
+    """At this shape the launcher goes another way than by the product's tile."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to look: at every candidate, and at the finalists. ``at_once`` candidates are timed together."""
+
+    brief: Budget = Budget(seconds=0.05, min_rounds=5, max_rounds=30)
+    long: Budget = Budget(seconds=0.5, min_rounds=15)
+    finalists: int = 3
+    at_once: int = 4
+
+
+USUAL = Effort()
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The work with a tile. On CUDA what is timed is its replay."""
+
+    work: Work
+    product: str
+    tile: Tile
+
+    def __call__(self):
+        with using(self.product, self.tile):
+            return self.work()
+
+
+@dataclass
+class Outcome:
+    """What was found of a problem: the fastest tile, what each finalist took, and why the others are out."""
+
+    problem: Problem
+    present: Tile
+    tile: Tile
+    timings: dict[Tile, Timing]
+    tried: int
+    of: int
+    out: dict[str, int] = field(default_factory=dict)  # the reason -> how many
+
+    @property
+    def complete(self) -> bool:
+        return self.tried == self.of
+
+    @property
+    def speedup(self) -> float:
+        return self.timings[self.present].median / self.timings[self.tile].median
+
+
+def present_tile(problem: Problem, device: torch.device) -> Tile:
+    with multiplying(problem.dtype):
+        return tile(problem.product, DTYPES[problem.dtype], device, *problem.shape)
+
+
+def search(
+    problem: Problem,
+    device: torch.device,
+    clock: Clock,
+    effort: Effort,
+    time_is_up: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda doing, share: None,
+) -> Outcome | None:
+    """None where time was up before any candidate was timed. Raises WrongResult if the present tile is wrong."""
+    on = target(device)
+    with multiplying(problem.dtype):
+        work = Work.of(problem, device)
+        yardstick = work.yardstick()
+        present = present_tile(problem, device)
+        yardstick.check(Attempt(work, problem.product, present)())
+        rest = candidates(problem.product, problem.operand, on.architecture, problem.shape, present)
+        constants = [[x.constants for x in _launches(work, problem, t, on)] for t in (present, *rest[-1:])]
+        if rest and constants[0] == constants[1]:
+            raise NotTaken(f"{problem}: the few tiles of this shape are cut in parts, by the tile of that product")
+        outcome = Outcome(problem, present, present, {}, 0, len(rest))
+        look = functools.partial(_brief_looks, outcome, work, yardstick, device, clock, effort, time_is_up, progress)
+        found = look(rest)
+        if rest and not outcome.tried:
+            return None
+        if found and not time_is_up():
+            more = schedules(problem.product, on.architecture, max(found, key=found.get))
+            more = [t for t in more if t not in (present, *found)]
+            outcome.of += len(more)
+            found |= look(more)
+        finalists = sorted(found, key=found.get, reverse=True)[: effort.finalists]
+        calls = _calls([present, *finalists], work, problem, device)
+        progress("the best again", 0.9)
+        timings = measure(calls, clock, effort.long, lambda share: progress("the best again", 0.9 + 0.1 * share))
+    outcome.timings = dict(zip([present, *finalists], timings.values(), strict=True))
+    fastest = min(outcome.timings, key=lambda t: outcome.timings[t].median)
+    new, old = ({"time": outcome.timings[t].as_json()} for t in (fastest, present))
+    if verdict(new, old) == IMPROVEMENT:
+        outcome.tile = fastest
+    return outcome
+
+
+def _brief_looks(
+    outcome: Outcome,
+    work: Work,
+    yardstick: Yardstick,
+    device: torch.device,
+    clock: Clock,
+    effort: Effort,
+    time_is_up: Callable[[], bool],
+    progress: Progress,
+    rest: list[Tile],
+) -> dict[Tile, float]:
+    """The present tile's time over that of each candidate that may run, as far as time allows."""
+    found: dict[Tile, float] = {}
+    for begin in range(0, len(rest), effort.at_once):
+        able = []
+        for t in rest[begin : begin + effort.at_once]:
+            if time_is_up():
+                break
+            progress(f"{t.BM} x {t.BN} x {t.BK}", 0.9 * outcome.tried / outcome.of)
+            reason = _why_not(t, work, yardstick, outcome.problem, device)
+            outcome.tried += 1
+            if reason is None:
+                able.append(t)
+            else:
+                outcome.out[reason] = outcome.out.get(reason, 0) + 1
+        if able:
+            calls = _calls([outcome.present, *able], work, outcome.problem, device)
+            timings = measure(calls, clock, effort.brief)
+            over = timings[PRESENT]
+            found |= {t: speedup(timings[str(t)], over)["median"] for t in able}
+        if time_is_up():
+            break
+    return found
+
+
+def _why_not(t: Tile, work: Work, yardstick: Yardstick, problem: Problem, device: torch.device) -> str | None:
+    """Why a tile is out: a rule that its kernel breaks, what the compiler says, a wrong result."""
+    on = target(device)
+    try:
+        if on.architecture in TARGETS:
+            for launch in _launches(work, problem, t, on):
+                if faults(resources(compile_for(launch, on.architecture)), launch, on.architecture):
+                    return "breaks a rule"
+        yardstick.check(Attempt(work, problem.product, t)())
+    except WrongResult:
+        return "wrong"
+    except Exception as error:  # what a compiler or a driver says of a tile that it cannot take is of many kinds
+        return type(error).__name__
+    return None
+
+
+def _launches(work: Work, problem: Problem, t: Tile, on: Target) -> list[Launch]:
+    """What the work would start with a tile."""
+    with recording(*on) as launches:
+        Attempt(work, problem.product, t)()
+    return launches
+
+
+def _calls(tiles: Iterable[Tile], work: Work, problem: Problem, device: torch.device) -> dict[str, Callable]:
+    """The present tile first."""
+    attempts = [Attempt(work, problem.product, t) for t in tiles]
+    names = [PRESENT, *(str(a.tile) for a in attempts[1:])]
+    calls = attempts if device.type != "cuda" else [replay(a, device) for a in attempts]
+    return dict(zip(names, calls, strict=True))

@@ -1,0 +1,185 @@
+"""A function that plans launches, done again without planning them.
+
+    again = Recorded(function)
+    outputs = again(*arguments)     the first time recorded, from then on replayed
+
+The first call takes note of what ``function`` does: the buffers that it allocates and the launches, which are not
+started. A replay does the same in the same order: buffers live from before their first use until after their last, and
+kernels start with other pointers. What chose tiles and strides does not run again. So the arguments of all calls must
+agree in everything but the tensors' numbers and places: shapes, strides, dtypes, device, places modulo 16 bytes, and
+all that is no tensor. What else launchers look at is looked at here, in :meth:`Recorded.__call__`.
+
+A function that does more than allocate, look at tensors through views, describe them and launch is called as it is.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .device import Launch, Start, recording, target
+from .tiles import in_use, precision
+
+__all__ = ["Recorded"]
+
+_aten = torch.ops.aten
+_ALLOCATIONS = (
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+)
+_VIEWS = (
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.as_strided.default,
+    _aten.alias.default,
+    _aten.detach.default,
+)
+
+
+class Recorded:
+    """``function`` of x, other tensors and constants, for calls that agree in all but the tensors' numbers and places.
+
+    It returns one new tensor or several.
+    """
+
+    def __init__(self, function: Callable):
+        self._function = function
+        self._replays: dict[tuple, Callable] = {}
+        self._dtype: torch.dtype | None = None  # float32 if an argument has it
+
+    def __call__(self, x: Tensor, *arguments):
+        if self._dtype is None:
+            narrow = all(t.dtype != torch.float32 for t in (x, *arguments) if isinstance(t, Tensor))
+            self._dtype = x.dtype if narrow else torch.float32
+        facts = target(x.device), precision(self._dtype), in_use()
+        replay = self._replays.get(facts)
+        if replay is None:
+            replay = self._replays[facts] = _record(self._function, x, *arguments) or self._function
+        return replay(x, *arguments)
+
+
+class _Unknown(Exception):
+    """A call does what a replay cannot do."""
+
+
+class _Allocations(TorchDispatchMode):
+    """Appends new tensors to ``steps``, and refuses every operator that reads or writes numbers."""
+
+    def __init__(self, steps: list[Launch | Tensor]):
+        super().__init__()
+        self._steps = steps
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function not in _ALLOCATIONS and function not in _VIEWS:
+            raise _Unknown
+        result = function(*args, **(kwargs or {}))
+        if function in _ALLOCATIONS:
+            self._steps.append(result)
+        return result
+
+
+def _record(function: Callable, *arguments) -> Callable | None:
+    """The replay of ``function``; None where there can be none. Nothing is started."""
+    device = arguments[0].device
+    try:
+        with recording(*target(device)) as steps, _Allocations(steps):
+            outputs = function(*arguments)
+        return _replay(arguments, steps, outputs)
+    except _Unknown:
+        return None
+
+
+def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tensor | Sequence[Tensor]) -> Callable:
+    """The steps in order, on values that have numbers: arguments, then constants, buffers and descriptors."""
+    given = [a for step in steps if isinstance(step, Launch) for a in step.arguments]
+    constants = [a for a in given if not isinstance(a, (Tensor, TensorDescriptor))]
+    if not all(a is None or isinstance(a, (int, float, str)) for a in constants):
+        raise _Unknown  # one of them may hold a tensor
+    fixed = (*arguments, *constants)
+    values = [*fixed, *(step for step in steps if isinstance(step, Tensor))]
+    single = isinstance(outputs, Tensor)
+    returned = {_number(y, values): y for y in ([outputs] if single else outputs)}
+    wanted = tuple(returned)
+    if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
+        raise _Unknown  # not new, or twice the same
+    if not all(y.is_contiguous() and y.numel() == values[number].numel() for number, y in returned.items()):
+        raise _Unknown  # a part of a buffer, or with strides of its own
+    constant, buffer = iter(range(len(arguments), len(fixed))), iter(range(len(fixed), len(values)))
+    plan: list[tuple[Callable, Callable, int | None, list[int]]] = []  # function, its arguments, its result, what ends
+    last: dict[int, list[int]] = {}  # where the values are used last
+
+    def add(start: Callable, numbers: Sequence[int], result: int | None) -> None:
+        done: list[int] = []
+        plan.append((start, _picker(numbers), result, done))
+        last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
+
+    def number_of(argument: object) -> int:
+        if isinstance(argument, Tensor):
+            return _number(argument, values)
+        if not isinstance(argument, TensorDescriptor):
+            return next(constant)
+        base = _number(argument.base, values)
+        others = {f.name: getattr(argument, f.name) for f in dataclasses.fields(argument) if f.name != "base"}
+        values.append(None)
+        add(functools.partial(TensorDescriptor, **others), (base,), len(values) - 1)
+        return len(values) - 1
+
+    for step in steps:
+        if isinstance(step, Launch):
+            numbers = [number_of(a) for a in step.arguments]
+            add(Start(step._replace(arguments=()), arguments[0].device), numbers, None)
+            continue
+        number = next(buffer)
+        t = returned.get(number, step)
+        if number in returned and number != wanted[0] and t.numel() == 0:
+            start = functools.partial(_same, t)  # what is not kept for the backward pass
+        else:
+            start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
+        add(start, (), number)
+    for number, done in last.items():
+        if number not in returned:
+            done.append(number)
+    unset = (None,) * (len(values) - len(fixed))
+
+    def replay(*arguments):
+        values = [*arguments, *constants, *unset]
+        for start, pick, result, done in plan:
+            if result is None:
+                start(*pick(values))
+            else:
+                values[result] = start(*pick(values))
+            for number in done:
+                values[number] = None
+        return values[wanted[0]] if single else [values[number] for number in wanted]
+
+    return replay
+
+
+def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:
+    """The values with these numbers."""
+    if len(numbers) > 1:
+        return itemgetter(*numbers)
+    return itemgetter(slice(numbers[0], numbers[0] + 1) if numbers else slice(0))
+
+
+def _same(t: Tensor) -> Tensor:
+    return t
+
+
+def _number(tensor: Tensor, values: Sequence) -> int:
+    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's."""
+    for number, value in enumerate(values):
+        if value is tensor:
+            return number
+    memory = tensor.untyped_storage()
+    found = [n for n, v in enumerate(values) if isinstance(v, Tensor) and v.untyped_storage() is memory]
+    if len(found) != 1 or values[found[0]].data_ptr() != tensor.data_ptr() or values[found[0]].dtype != tensor.dtype:
+        raise _Unknown
+    return found[0]

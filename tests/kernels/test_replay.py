@@ -1,0 +1,250 @@
+"""Claim: a replay allocates and launches what the function itself does, on the tensors of its own call, and computes
+the same; what cannot be replayed is called."""
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+import macaron_ops
+from macaron_ops.ops import run
+from macaron_ops.reference.ffn_step import Options, Tensors
+from tests.ops.cases import CASES, build
+
+TRITON = macaron_ops.backends()["triton"]
+pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
+SMALL = [case for case in CASES if repr(case) in ("ffn_step-swiglu", "ffn_step-post", "normalize_step-per-channel")]
+
+
+def arguments(width=256, tokens=33, dtype=torch.bfloat16, x=None, **options):
+    """``(x, tensors, options)`` on the CPU, which recorded launches never read."""
+    f = 3 * width
+    options = {"norm": "layer", "eps": 1e-5, "activation": "gelu", "step": 0.5, "residual_scale": 1.0, **options}
+    options = {"placement": "pre", "dropout": 0.0, "activation_dropout": 0.0, "stream": 0, **options}
+    shapes = (f, width), (f,), (width, f), (width,), (width,), (width,)
+    x = torch.empty(tokens, width, dtype=dtype) if x is None else x
+    return x, Tensors(*(torch.empty(s, dtype=dtype) for s in shapes), torch.tensor(1)), Options(**options)
+
+
+def flat(x, tensors, options, save):
+    return x, *tensors, *options, save
+
+
+def described(launches, inputs):
+    """Launches by what they start and, for every tensor, which input it is, or how its buffer was used before."""
+    buffers, found = [], []
+    for launch in launches:
+        row = [launch.kernel.__name__, launch.programs, launch.constants]
+        for a in launch.arguments:
+            if not isinstance(a, torch.Tensor):
+                row.append(a)
+                continue
+            of_input = [i for i, t in enumerate(inputs) if t.data_ptr() == a.data_ptr() and t.numel()]
+            if not of_input:
+                known = [i for i, b in enumerate(buffers) if b.data_ptr() == a.data_ptr()]
+                buffers += [] if known else [a]
+                of_input = [100 + (known or [len(buffers) - 1])[0]]
+            row.append((of_input[0], a.dtype, a.untyped_storage().nbytes() if of_input[0] >= 100 else None))
+        found.append(row)
+    return found
+
+
+OPTIONS = [
+    {},
+    {"width": 64},
+    {"width": 64, "placement": "post", "dropout": 0.1, "activation_dropout": 0.2},
+    {"placement": "post", "norm": "rms", "dropout": 0.1},
+    {"dtype": torch.float32, "norm": None},
+    {"norm": None, "x": torch.empty(2, 33, 512, dtype=torch.bfloat16)[..., :256]},
+    {"x": torch.empty(256, 33, dtype=torch.bfloat16).T},  # copied, so not replayed
+]
+
+
+@pytest.mark.parametrize("save", ["none", "lean", "fast"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(map(str, o)) or "default")
+def test_the_launches_are_the_same(options, save):
+    from macaron_ops.kernels.device import recording
+    from macaron_ops.kernels.replay import Recorded
+    from macaron_ops.ops.registry import _PYTHON
+
+    function = _PYTHON["triton", "ffn_step"]
+    again = Recorded(function)
+    with torch.no_grad(), recording("sm90", 132) as launches:
+        for _ in range(3):
+            x, tensors, o = arguments(**options)
+            call, inputs = flat(x, tensors, o, save), [x, *tensors]
+            launches.clear()
+            expected = function(*call)
+            wanted = described(launches, inputs)
+            launches.clear()
+            actual = again(*call)
+            assert described(launches, inputs) == wanted
+            for a, e in zip(actual, expected, strict=True):
+                assert (a.shape, a.stride(), a.dtype) == (e.shape, e.stride(), e.dtype)
+                assert all(a.data_ptr() != t.data_ptr() for t in inputs if a.numel())
+        (replay,) = again._replays.values()
+        assert (replay is function) == (options is OPTIONS[-1])
+
+
+@pytest.fixture
+def precision():
+    """``precision("tf32")``: how float32 matrices are multiplied, for this test."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    yield lambda value: setattr(matmul, "fp32_precision", value)
+    matmul.fp32_precision = before
+
+
+def test_a_device_and_a_precision_have_replays_of_their_own(precision):
+    from macaron_ops.kernels.device import recording
+    from macaron_ops.kernels.replay import Recorded
+    from macaron_ops.ops.registry import _PYTHON
+
+    again = Recorded(_PYTHON["triton", "ffn_step"])
+    call = flat(*arguments(dtype=torch.float32), "none")
+    seen = []
+    for target in (("sm90", 132), ("sm80", 108), ("sm90", 4), ("sm90", 132)):
+        for value in ("ieee", "tf32"):
+            precision(value)
+            with torch.no_grad(), recording(*target) as launches:
+                again(*call)
+            seen.append((launches[1].programs, launches[1].constants["PRECISION"], launches[1].constants["BM"]))
+    assert len(again._replays) == 6 and seen[-2:] == seen[:2]
+    assert [value for _, value, _ in seen] == 4 * ["ieee", "tf32"]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=repr)
+def test_numbers(case, device):
+    """Three calls with other numbers, the later two replayed."""
+
+    def results(seed):
+        args, kwargs = build(case, torch.float32, device, seed)
+        args[0].requires_grad_()
+        y = case.operator(*args, **kwargs)
+        return y, torch.autograd.grad(y.sum(), args[0])[0]
+
+    run.forget()
+    with macaron_ops.use_backend("triton"):
+        again = [results(seed) for seed in (1, 2, 3)]
+        for seed, result in zip((1, 2, 3), again, strict=True):
+            run.forget()
+            for actual, expected in zip(result, results(seed), strict=True):
+                assert torch.equal(actual, expected)
+
+
+def test_what_lies_otherwise_in_memory_is_told_apart(device):
+    """A replay holds strides, and reads numbers where a tensor has them, not as torch would."""
+    x, u = torch.randn(3, 4, 6, device=device), torch.randn(3, 4, 6, device=device)
+    wide, step = torch.randn(3, 4, 12, device=device), torch.randn(12, device=device)
+    negated, zero = torch._neg_view(x.clone()), torch._efficientzerotensor(3, 4, 6, device=device)
+    xs = [
+        x,
+        negated,
+        zero,
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        wide[..., ::2],
+        wide[..., 1:7],
+        x[:1].expand(3, 4, 6),
+    ]
+    calls = [(a, b, c) for a in xs for b in (u, wide[..., 6:]) for c in (step[:6], step[::2])]
+    with macaron_ops.use_backend("triton"):
+        expected = []
+        for call in calls:
+            run.forget()
+            expected.append(macaron_ops.normalize_step(*call))
+        for _ in range(3):
+            for call, y in zip(calls, expected, strict=True):
+                assert torch.equal(macaron_ops.normalize_step(*call), y)
+
+
+def test_temporaries_die_within_a_replay():
+    from macaron_ops.kernels import device
+    from macaron_ops.kernels.replay import Recorded
+    from macaron_ops.ops.registry import _PYTHON
+
+    again = Recorded(_PYTHON["triton", "ffn_step"])
+    born = []
+
+    class Launches(list):
+        def append(self, launch):  # weakly: what a launch reads or writes, and what is alive when the last one starts
+            born.extend(weakref.ref(a) for a in launch.arguments if isinstance(a, torch.Tensor))
+            alive.append(len({id(ref()) for ref in born if ref() is not None}))
+
+    alive = []
+    with torch.no_grad():
+        call = flat(*arguments(norm="layer"), "none")
+        with device.recording("sm90", 132):
+            again(*call)
+            again(*call)
+        token = device._recording.set(device._Recording(device.Target("sm90", 132), Launches()))
+        y = again(*call)[0]
+        device._recording.reset(token)
+    gc.collect()
+    inputs = sum(ref() is not None and ref() is not y for ref in {id(r()): r for r in born if r() is not None}.values())
+    assert alive[-1] == inputs + 2  # h and y, while N(x) is gone
+
+
+def test_descriptors_are_made_of_the_call_s_own_tensors():
+    """Of an argument, and of a buffer that a launch before has filled."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from macaron_ops.kernels import device
+    from macaron_ops.kernels.replay import Recorded
+
+    planned = 0
+
+    def function(x, y):
+        nonlocal planned
+        planned += 1
+        n, out = torch.empty(4, 8), torch.empty(32)
+        device.launch("first", 3, x.device, TensorDescriptor.from_tensor(x, [4, 4]), n, 1.5, D=8)
+        device.launch("second", 3, x.device, y, TensorDescriptor.from_tensor(n, [2, 8]), n, out)
+        return out.view(4, 8)
+
+    again = Recorded(function)
+    for _ in range(3):
+        x, y = torch.empty(4, 8), torch.empty(4)
+        with device.recording("sm90", 132) as launches:
+            out = again(x, y)
+        (a, n, number), (b, c, m, o) = (launch.arguments for launch in launches)
+        assert (a.base is x, a.block_shape, b is y, c.base is n, m is n, o is out) == (True, [4, 4], *[True] * 4)
+        assert ([*c.shape], [*c.strides], c.block_shape, number) == ([4, 8], [8, 1], [2, 8], 1.5)
+        assert launches[0].constants == {"D": 8} and out.shape == (4, 8)
+    assert planned == 1
+
+
+def test_what_computes_in_torch_is_called():
+    from macaron_ops.kernels.replay import Recorded
+
+    count = 0
+
+    def function(x, *_):
+        nonlocal count
+        count += 1
+        return (x + 1).contiguous()
+
+    again = Recorded(function)
+    for i in range(4):
+        assert torch.equal(again(torch.full((2,), float(i))), torch.full((2,), i + 1.0))
+    assert count == 5  # once to find out
+
+
+def test_a_compiled_kernel_is_started_as_triton_starts_it():
+    """With the same arguments, metadata and hooks on the same stream, but bound by Triton only once; for an H100 that
+    is not there, in a process where Triton compiles."""
+    pytest.importorskip("triton.backends.nvidia")
+    script = Path(__file__).with_name("start_offline.py")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    rounds = json.loads(ran.stdout)
+    assert [r["bound"] for r in rounds] == [1, 0, 0] and [r["recorded"] for r in rounds] == [1, 1, 1]
+    assert [r["all"] for r in rounds] == [2, 4, 6]
+    for r in rounds:
+        ours, tritons = r["starts"]
+        assert ours == tritons and ours[:4] == [2, 1, 1, 7]
+    assert rounds[0]["starts"][0] != rounds[1]["starts"][0]  # other pointers
