@@ -66,7 +66,7 @@ def norm_backward(
             x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
             y, rstd, share = standardize(tl.load(x + x_at, inside, 0.0).to(tl.float32), inside, eps, D, NORM)
             if sum_weight is not None:
-                by_weight += g * y
+                by_weight += tl.where(inside, g * y, 0.0)  # past the last row y is NaN where eps is 0
             if sum_bias is not None:
                 by_bias += g
             g = standardize_backward(affine(g, weight, None, columns, D), y, rstd, share, inside, D, NORM)

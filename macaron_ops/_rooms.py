@@ -14,12 +14,11 @@ _ROOMS = {f"{__package__}.{room}": _PACKAGE.parent / room / "__init__.py" for ro
 
 
 class _Rooms(MetaPathFinder):
-    """Comes last: what is installed is found first."""
+    """Comes first: a checkout runs its own rooms, whatever other checkout is installed."""
 
-    @classmethod
-    def find_spec(cls, name, path=None, target=None):
+    def find_spec(self, name, path=None, target=None):
         return importlib.util.spec_from_file_location(name, _ROOMS[name]) if name in _ROOMS else None
 
 
 if _PACKAGE.parent.joinpath("setup.py").exists() and all(init.exists() for init in _ROOMS.values()):
-    sys.meta_path.append(_Rooms)
+    sys.meta_path.insert(0, _Rooms())

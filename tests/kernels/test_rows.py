@@ -99,3 +99,18 @@ def test_rows_that_are_not_there_add_nothing(device):
             y = macaron_ops.normalize_step(x, u, step, eps=0.0)
         found.append(torch.autograd.grad(y.sum(), step)[0])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere"])
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_rows_that_are_not_there_add_nothing_to_a_norms_gradient(norm, placement, device):
+    x, w = torch.randn(5, 8, device=device), torch.randn(8, 8, device=device) / 3
+    found = []
+    for backend in ("triton", "reference"):
+        scale = torch.ones(8, device=device, requires_grad=True)
+        with macaron_ops.use_backend(backend):
+            y = macaron_ops.ffn_step(
+                x, w, None, w, None, norm=norm, norm_weight=scale, eps=0.0, placement=placement, activation="silu"
+            )
+        found.append(torch.autograd.grad(y.square().sum(), scale)[0])
+    torch.testing.assert_close(*found)
