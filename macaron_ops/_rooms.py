@@ -14,7 +14,7 @@ _ROOMS = {f"{__package__}.{room}": _PACKAGE.parent / room / "__init__.py" for ro
 
 
 class _Rooms(MetaPathFinder):
-    """Comes last: what is installed is found first."""
+    """Comes first: an editable install of another checkout would give its rooms to this one's operators."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -22,4 +22,4 @@ class _Rooms(MetaPathFinder):
 
 
 if _PACKAGE.parent.joinpath("setup.py").exists() and all(init.exists() for init in _ROOMS.values()):
-    sys.meta_path.append(_Rooms)
+    sys.meta_path.insert(0, _Rooms)
