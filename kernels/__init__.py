@@ -7,9 +7,12 @@ backward. A kernel knows tensors and numbers only: nothing here imports another 
 
 import importlib.util
 import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ["recorded", "why_unusable"]
+__all__ = ["recorded", "why_too_old", "why_unusable"]
 
 
 def recorded(function: Callable) -> Callable:
@@ -27,7 +30,39 @@ def why_unusable() -> str | None:
         return _why_not_interpreted()
     import torch
 
-    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    old = [why_too_old(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
+    return old[0] if all(old) else _why_not_started()
+
+
+def why_too_old(properties) -> str | None:
+    """Why no kernel runs on a GPU with these properties: an NVIDIA one before Ampere has no matrix instruction for bf16
+    and 64 KiB of shared memory, less than the smallest tiles take."""
+    import torch
+
+    if torch.version.hip or properties.major >= 8:
+        return None
+    return f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need 8.0"
+
+
+def _why_not_started() -> str | None:
+    """Triton builds the C module that starts kernels when a process first needs it: see triton/runtime/build.py."""
+    from triton import knobs
+
+    if knobs.build.impl is not None:
+        return None
+    asked = os.environ.get("CC")
+    if asked is not None and shutil.which(asked) is None:
+        return f"Triton starts kernels by a module in C, and CC={asked} is no compiler here"
+    if asked is None and shutil.which("gcc") is None and shutil.which("clang") is None:
+        return "Triton starts kernels by a module in C, and finds no compiler: install gcc or clang, or set CC"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    paths = (os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH"))
+    folders = [sysconfig.get_path("include", scheme), *os.pathsep.join(paths).split(os.pathsep)]
+    if not any(folder and Path(folder, "Python.h").exists() for folder in folders):
+        return f"Triton starts kernels by a module in C, and {folders[0]} has no Python.h: install Python's headers"
+    return None
 
 
 def _why_not_interpreted() -> str | None:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from triton.compiler import CompiledKernel
 
+from . import why_too_old
+
 __all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target"]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
@@ -78,6 +80,8 @@ def _target(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target("emulated", _EMULATED_PROCESSORS, "emulated")
     properties = torch.cuda.get_device_properties(device)
+    if reason := why_too_old(properties):  # beside a newer one, for which the kernels are usable
+        raise RuntimeError(reason)
     # Consumer parts (8.6, 8.9, 12.x) have the shared memory of neither A100 nor B200: the smallest tiles.
     architecture = "gfx942" if torch.version.hip else {9: "sm90", 10: "sm100"}.get(properties.major, "sm80")
     return Target(architecture, properties.multi_processor_count, properties.name)

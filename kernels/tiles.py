@@ -5,8 +5,8 @@ shape, with its time and the environment. A shape takes the nearest entry of its
 architecture that is nearest in processors; an entry more than ``REACH`` octaves away in M, N or K is not near. Where
 none is, the architecture's file has a row of tiles, the largest first: the first that gives nearly every processor one
 is taken, else the last. A large tile reads least, a small one keeps the device busy. Where even the tile of "few" gives
-too few processors work, the sum over k is cut in parts. ``MACARON_OPS_TILES`` names another device's file to be read
-beside those of the package.
+too few processors work, the sum over k is cut in parts. ``MACARON_OPS_TILES`` names one more device's file; where the
+package has that device too, the file's entries come before the package's.
 
 The rows are chosen by compilation, not timed: on sm_90 the 16-bit products use wgmma without spilling a register, and
 two programs share a processor where an epilogue computes much, so that one multiplies while the other is in its
@@ -189,16 +189,24 @@ def nearest(product: str, operand: str, on: Target, shape: tuple[int, int, int])
     measured = [t for t in tables() if t.device is not None and t.architecture == on.architecture]
     if not measured:
         return None
-    table = min(measured, key=lambda t: (t.device != on.name, abs(t.processors - on.processors)))
-    near = [e for e in table.entries.get((operand, product), ()) if max(octaves(e)) <= REACH]
+    device = min(measured, key=lambda t: (t.device != on.name, abs(t.processors - on.processors))).device
+    entries = (e for t in measured if t.device == device for e in t.entries.get((operand, product), ()))
+    near = [e for e in entries if max(octaves(e)) <= REACH]
     return min(near, key=lambda e: sum(octaves(e)))[1] if near else None
 
 
 @functools.cache
 def tables() -> tuple[Table, ...]:
-    """Those of the package, after the one that ``MACARON_OPS_TILES`` names."""
-    named = os.environ.get("MACARON_OPS_TILES")
-    return tuple(map(read, ([Path(named)] if named else []) + sorted(FOLDER.glob("*.json"))))
+    """Those of the package, after the one that ``MACARON_OPS_TILES`` names, which must be a device's: the rows of an
+    architecture would hide the package's. Raises a ValueError that names the file if it is not."""
+    shipped = tuple(map(read, sorted(FOLDER.glob("*.json"))))
+    path = os.environ.get("MACARON_OPS_TILES")
+    if not path:
+        return shipped
+    named = read(Path(path))
+    if named.device is None:
+        raise ValueError(f"MACARON_OPS_TILES={path}: names no device, as the tables of `macaron-ops tune` do")
+    return named, *shipped
 
 
 def read(path: Path) -> Table:

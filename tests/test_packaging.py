@@ -91,6 +91,31 @@ print(macaron_ops.kernels.__file__, macaron_ops.bench.__file__)
     assert found == [str(ROOT / room / "__init__.py") for room in ("kernels", "bench")]
 
 
+def test_a_checkout_beside_an_editable_install_of_another_keeps_its_own_rooms(tmp_path):
+    """Finders of such an install come before Python's own, as setuptools puts them."""
+    code = """
+import importlib.util, sys
+from pathlib import Path
+
+class Another:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        room = name.removeprefix("macaron_ops.")
+        if room in ("kernels", "bench"):
+            return importlib.util.spec_from_file_location(name, Path(sys.argv[2], room, "__init__.py"))
+
+sys.meta_path.insert(0, Another)
+sys.path.insert(0, sys.argv[1])
+import macaron_ops.kernels, macaron_ops.bench
+print(macaron_ops.kernels.__file__, macaron_ops.bench.__file__)
+"""
+    for room in ("kernels", "bench"):
+        tmp_path.joinpath(room).mkdir()
+        tmp_path.joinpath(room, "__init__.py").touch()
+    found = python("-c", code, ROOT, tmp_path, cwd=tmp_path).split()
+    assert found == [str(ROOT / room / "__init__.py") for room in ("kernels", "bench")]
+
+
 @pytest.fixture(scope="module")
 def wheel(tree, tmp_path_factory):
     return build_wheel(tree, tmp_path_factory.mktemp("wheel"))

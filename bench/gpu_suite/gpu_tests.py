@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,6 +23,7 @@ from .steps import CHECKOUT
 FILE_NAME = "tests.json"
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 _COUNTS = ("passed", "failed", "skipped")
+_GRACE = 8.0  # seconds for all processes to report in, once interrupted: fewer than the suite gives this one
 
 
 def run(folder: Path, processes: int, arguments: Sequence[str] = ("-m", "gpu", "tests")) -> dict[str, object]:
@@ -34,13 +36,14 @@ def run(folder: Path, processes: int, arguments: Sequence[str] = ("-m", "gpu", "
     try:
         codes = [process.wait() for process in running]
     except KeyboardInterrupt:  # pytest has it too, and reports what it has done
-        interrupted, codes = True, [process.wait(timeout=8) for process in running]
+        interrupted, codes = True, _ended(running, time.monotonic() + _GRACE)
     finally:
         for process in running:
             process.kill()
-    found = count([report for report in reports if report.exists()])
+    whole = [report for report in reports if _is_whole(report)]
+    found = count(whole)
     for i, (code, report) in enumerate(zip(codes, reports, strict=True)):
-        if not report.exists():
+        if report not in whole:
             found["failures"].append(
                 {"test": f"process {i + 1} of {processes}", "why": f"it ended with {code} and left no report"}
             )
@@ -57,6 +60,27 @@ def _start(index: int, report: Path, processes: int, arguments: Sequence[str]) -
         cwd=CHECKOUT,
         env=os.environ | {"MACARON_OPS_TEST_PART": f"{index + 1}/{processes}"},
     )
+
+
+def _ended(running: Sequence[subprocess.Popen], until: float) -> list[int]:
+    """The exit codes; a process that has not ended by then is killed, and leaves no report."""
+    codes = []
+    for process in running:
+        try:
+            codes.append(process.wait(max(until - time.monotonic(), 0)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(process.wait())
+    return codes
+
+
+def _is_whole(report: Path) -> bool:
+    """A process that is killed while it writes leaves a part."""
+    try:
+        ElementTree.parse(report)
+    except (OSError, ElementTree.ParseError):
+        return False
+    return True
 
 
 def count(reports: Sequence[Path]) -> dict[str, object]:

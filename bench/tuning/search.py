@@ -3,14 +3,15 @@
 Every candidate is compiled (one that breaks a rule of ``kernels.offline.faults`` is out), checked against the float64
 definition by the rule of the benchmarks (one that computes something else is out), and then timed, interleaved with the
 present tile: first all of them briefly, a few at a time, then the schedules of the best, then the best again, for
-longer. The present tile is replaced only by one whose 80th percentile lies below its 20th in that last look: the noise
-of neither explains it.
+longer. On a GPU a call reads its operands from memory, as in the benchmarks: copies of them are taken in turn. The
+present tile is replaced only by one whose 80th percentile lies below its 20th in that last look: the noise of neither
+explains it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,7 @@ from macaron_ops.kernels.tiles import Tile, tile, using
 
 from ..compare import IMPROVEMENT, verdict
 from ..correctness import WrongResult, Yardstick
+from ..group import Ready, copies, in_turn
 from ..kernel_calls import DTYPES, multiplying
 from ..timing import Budget, Clock, Timing, measure, replay, speedup
 from .candidates import candidates, schedules
@@ -29,7 +31,6 @@ from .work import Problem, Work
 __all__ = ["USUAL", "Attempt", "Effort", "NotTaken", "Outcome", "Progress", "present_tile", "search"]
 
 Progress = Callable[[str, float], None]  # what is being done, and the share of the problem that is behind
-PRESENT = "present"
 
 
 class NotTaken(Exception):
@@ -108,7 +109,8 @@ def search(
         if rest and constants[0] == constants[1]:
             raise NotTaken(f"{problem}: the few tiles of this shape are cut in parts, by the tile of that product")
         outcome = Outcome(problem, present, present, {}, 0, len(rest))
-        look = functools.partial(_brief_looks, outcome, work, yardstick, device, clock, effort, time_is_up, progress)
+        works = [work, *(work.copy() for _ in range(copies(work.nbytes, device) - 1))]
+        look = functools.partial(_brief_looks, outcome, works, yardstick, device, clock, effort, time_is_up, progress)
         found = look(rest)
         if rest and not outcome.tried:
             return None
@@ -118,10 +120,11 @@ def search(
             outcome.of += len(more)
             found |= look(more)
         finalists = sorted(found, key=found.get, reverse=True)[: effort.finalists]
-        calls = _calls([present, *finalists], work, problem, device)
         progress("the best again", 0.9)
-        timings = measure(calls, clock, effort.long, lambda share: progress("the best again", 0.9 + 0.1 * share))
-    outcome.timings = dict(zip([present, *finalists], timings.values(), strict=True))
+        outcome.timings = _timings(
+            [present, *finalists], works, problem, device, clock, effort.long,
+            lambda share: progress("the best again", 0.9 + 0.1 * share),
+        )  # fmt: skip
     fastest = min(outcome.timings, key=lambda t: outcome.timings[t].median)
     new, old = ({"time": outcome.timings[t].as_json()} for t in (fastest, present))
     if verdict(new, old) == IMPROVEMENT:
@@ -131,7 +134,7 @@ def search(
 
 def _brief_looks(
     outcome: Outcome,
-    work: Work,
+    works: Sequence[Work],
     yardstick: Yardstick,
     device: torch.device,
     clock: Clock,
@@ -148,17 +151,15 @@ def _brief_looks(
             if time_is_up():
                 break
             progress(f"{t.BM} x {t.BN} x {t.BK}", 0.9 * outcome.tried / outcome.of)
-            reason = _why_not(t, work, yardstick, outcome.problem, device)
+            reason = _why_not(t, works[0], yardstick, outcome.problem, device)
             outcome.tried += 1
             if reason is None:
                 able.append(t)
             else:
                 outcome.out[reason] = outcome.out.get(reason, 0) + 1
         if able:
-            calls = _calls([outcome.present, *able], work, outcome.problem, device)
-            timings = measure(calls, clock, effort.brief)
-            over = timings[PRESENT]
-            found |= {t: speedup(timings[str(t)], over)["median"] for t in able}
+            timings = _timings([outcome.present, *able], works, outcome.problem, device, clock, effort.brief)
+            found |= {t: speedup(timings[t], timings[outcome.present])["median"] for t in able}
         if time_is_up():
             break
     return found
@@ -187,9 +188,19 @@ def _launches(work: Work, problem: Problem, t: Tile, on: Target) -> list[Launch]
     return launches
 
 
-def _calls(tiles: Iterable[Tile], work: Work, problem: Problem, device: torch.device) -> dict[str, Callable]:
-    """The present tile first."""
-    attempts = [Attempt(work, problem.product, t) for t in tiles]
-    names = [PRESENT, *(str(a.tile) for a in attempts[1:])]
-    calls = attempts if device.type != "cuda" else [replay(a, device) for a in attempts]
-    return dict(zip(names, calls, strict=True))
+def _timings(
+    tiles: Sequence[Tile],
+    works: Sequence[Work],
+    problem: Problem,
+    device: torch.device,
+    clock: Clock,
+    budget: Budget,
+    on_round: Callable[[float], None] = lambda share: None,
+) -> dict[Tile, Timing]:
+    """Of one call with each tile, on the copies of the work in turn."""
+    calls = {}
+    for t in tiles:
+        call = in_turn([Ready(Attempt(work, problem.product, t)) for work in works]).call
+        calls[t] = call if device.type != "cuda" else replay(call, device, len(works))
+    timings = measure({str(t): call for t, call in calls.items()}, clock, budget, on_round)
+    return {t: timings[str(t)].of_each(len(works)) for t in tiles}

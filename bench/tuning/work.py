@@ -80,6 +80,14 @@ class Work(NamedTuple):
     def __call__(self) -> tuple[Tensor, ...]:
         return self.run(*self.inputs)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.inputs)
+
+    def copy(self) -> Work:
+        """The same numbers in other memory."""
+        return self._replace(inputs=tuple(t.clone() for t in self.inputs))
+
 
 def _none() -> Dropout:
     return Dropout.of(0.0, None, 0)

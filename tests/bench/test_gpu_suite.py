@@ -3,6 +3,7 @@ holds; with little time the rest waits for another call; the summary tells all o
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -280,6 +281,43 @@ def test_a_test_process_without_a_report_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = gpu_tests.run(tmp_path, 2)
     assert found["failed"] == 2 and "ended with 1 and left no report" in found["failures"][0]["why"]
+
+
+class Interrupted(subprocess.Popen):
+    """Ctrl-C comes while it is waited for without an end."""
+
+    def wait(self, timeout=None):
+        if timeout is None and self.poll() is None and not self.killed:
+            raise KeyboardInterrupt
+        return super().wait(timeout)
+
+    killed = False
+
+    def kill(self):
+        self.killed = True
+        super().kill()
+
+
+def test_interrupted_a_test_process_that_hangs_costs_no_other_its_results(tmp_path, monkeypatch):
+    """One has reported, one hangs as by its kernel, one is killed while it writes."""
+    monkeypatch.setattr(gpu_tests, "_GRACE", 0.2)
+    done = '<testsuite><testcase classname="tests.a" name="good"/></testsuite>'
+    left = [done, None, done[:-8]]
+    started = []
+
+    def start(index, report, processes, arguments):
+        if left[index]:
+            report.write_text(left[index])
+        started.append(Interrupted([sys.executable, "-c", "import time; time.sleep(600)"]))
+        return started[-1]
+
+    monkeypatch.setattr(gpu_tests, "_start", start)
+    found = gpu_tests.run(tmp_path, 3)
+    assert json.loads((tmp_path / gpu_tests.FILE_NAME).read_text()) == found and found["interrupted"]
+    assert (found["passed"], found["failed"]) == (1, 2)
+    why = "it ended with -9 and left no report"
+    assert found["failures"] == [{"test": f"process {i} of 3", "why": why} for i in (2, 3)]
+    assert all(process.returncode is not None for process in started)
 
 
 def test_the_steps_are_told_and_every_bench_step_is_a_command_that_exists(capsys):

@@ -97,6 +97,50 @@ def test_within_the_noise_the_present_tile_stays():
     assert min(outcome.timings, key=lambda t: outcome.timings[t].median) != outcome.present
 
 
+def test_on_a_gpu_operands_are_read_from_memory(monkeypatch):
+    """A replay holds a call for each copy of the operands, and its time is divided by them; the operands of no two
+    calls that follow one another are the same memory."""
+    read, captured = [], []
+
+    def replay(call, device, calls=1):
+        before = len(read)
+        for _ in range(calls):
+            call()
+        captured.append(read[before:])
+        return call
+
+    class Clock(FakeClock):
+        def sample(self, call, calls):
+            return 6.0
+
+    def noted(self):
+        read.append(self.inputs[0].data_ptr())
+        assert torch.equal(self.inputs[0], first.inputs[0])
+
+    first = Work.of(PROBLEM, CPU)
+    monkeypatch.setattr(search, "replay", replay)
+    monkeypatch.setattr(Work, "__call__", noted)
+    tile = present_tile(PROBLEM, CPU)
+    works = [first, first.copy(), first.copy()]
+    found = search._timings([tile, tile._replace(BM=32)], works, PROBLEM, torch.device("cuda"), Clock(), LOOK)
+    assert [len(set(each)) for each in captured] == [3, 3]
+    assert [timing.median for timing in found.values()] == [2.0, 2.0]
+
+
+def test_every_look_has_as_many_copies_as_fill_the_cache(monkeypatch):
+    looks, timings = [], search._timings
+
+    def noted(tiles, works, *arguments):
+        looks.append(len(works))
+        assert all(work.nbytes == works[0].nbytes == sum(t.nbytes for t in work.inputs) for work in works)
+        return timings(tiles, works[:1], *arguments)
+
+    monkeypatch.setattr(search, "copies", lambda nbytes, device: 3)
+    monkeypatch.setattr(search, "_timings", noted)
+    find(FakeClock(BM32BK128=[1.0]))
+    assert looks == [3] * 3
+
+
 def test_a_wrong_tile_is_out_before_it_is_timed(monkeypatch):
     run = Work.__call__
 

@@ -1,6 +1,6 @@
 """Claim: the kernels compile for Ampere, Hopper, Blackwell and MI300 without a GPU, fit their shared memory and use
-their matrix instructions; on Hopper and Blackwell described operands come by TMA, on Hopper no register is spilled, and
-row kernels read and write 16 bytes a thread: the word of `macaron-ops inspect-kernels`.
+their matrix instructions; no register is spilled but where the rules say how much; on Hopper and Blackwell described
+operands come by TMA, on Hopper row kernels read and write 16 bytes a thread: the word of `macaron-ops inspect-kernels`.
 ``HYPOTHESIS_PROFILE=thorough`` compiles every tile of the tables in every use."""
 
 import json
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -64,6 +65,27 @@ def test_compiles(architecture):
         assert (used["tma"] > 0) == described, row
         if architecture == "sm90":
             assert used["stack"] in (0, None) and not (used["multiplies"] and used["mma"]), row
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kernel", "spilled"),
+    [
+        *((name, "hidden_backward_kernel", 0) for name in ("sm80", "sm90", "gfx942")),
+        ("sm100", "hidden_forward_kernel", 0),
+        ("sm100", "hidden_backward_kernel", 24),
+        ("sm100", "backward_of_parts_kernel", 8),
+    ],
+)
+def test_a_spill_breaks_a_rule_on_every_device(architecture, kernel, spilled):
+    """Past what is let pass by name."""
+    from macaron_ops.kernels.device import Launch
+    from macaron_ops.kernels.offline import Resources, faults
+
+    launch = Launch(SimpleNamespace(__name__=kernel), 1, (), {})
+    used = Resources(128, spilled, 0, 0, 0, 0, 0, 100, False)
+    assert faults(used, launch, architecture) == faults(used._replace(stack=None), launch, architecture) == []
+    found = faults(used._replace(stack=spilled + 8), launch, architecture)
+    assert found == [f"{spilled + 8} bytes of stack a thread: registers are spilled"]
 
 
 def test_a_configuration_that_breaks_a_rule_fails_the_command(tmp_path):

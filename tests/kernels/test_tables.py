@@ -25,13 +25,13 @@ def entry(M, N, K, BM, product="linear", kind="16-bit", **more):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """Adds devices' tables to those of the package."""
+    """Adds devices' tables to those of the package, before them."""
     shipped = tiles.tables()
 
     def use(*devices, architecture="sm90"):
         paths = []
-        for name, processors, entries in devices:
-            path = tmp_path / f"{name}.json"
+        for i, (name, processors, entries) in enumerate(devices):
+            path = tmp_path / f"{i}.json"
             head = {"architecture": architecture, "device": name, "processors": processors}
             path.write_text(json.dumps({**head, "entries": entries}))
             paths.append(path)
@@ -76,6 +76,25 @@ def test_an_unknown_device_takes_the_most_similar_of_its_architecture(measured):
     assert linear(*shape, on=("sm90", 132, "H200")).BM == 16
     assert linear(*shape, on=("sm90", 100, "H20")).BM == 32
     assert linear(*shape, on=("sm100", 148, "B200")) == LARGE, "no measurement of this architecture"
+
+
+def test_a_second_table_of_a_device_adds_to_its_entries(measured):
+    """At the same distance the first table's, which `MACARON_OPS_TILES` names."""
+    named = ("H100", 132, [entry(16384, 1024, 4096, 16)])
+    shipped = ("H100", 132, [entry(16384, 1024, 4096, 32), entry(64, 1024, 4096, 128)])
+    measured(named, shipped)
+    assert linear(16384, 1024, 4096).BM == 16 and linear(64, 1024, 4096).BM == 128
+
+
+def test_a_named_table_without_a_device_is_refused(tmp_path, monkeypatch):
+    """Its rows would stand for the architecture's, of which they may lack some."""
+    path = tmp_path / "rows.json"
+    monkeypatch.setenv("MACARON_OPS_TILES", str(path))
+    tiles.tables.cache_clear()
+    for head in ({}, {"device": None}):
+        path.write_text(json.dumps({"architecture": "sm90", "rows": {"16-bit": {}}, **head}))
+        with pytest.raises(ValueError, match=r"MACARON_OPS_TILES=.*rows.json: names no device"):
+            tiles.tables()
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("float16", "16-bit"), ("float32", "float32"), ("tf32", "tf32")])
