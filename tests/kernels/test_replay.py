@@ -37,10 +37,15 @@ def flat(x, tensors, options, save):
 
 def described(launches, inputs):
     """Launches by what they start and, for every tensor, which input it is, or how its buffer was used before."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     buffers, found = [], []
     for launch in launches:
         row = [launch.kernel.__name__, launch.programs, launch.constants]
         for a in launch.arguments:
+            if isinstance(a, TensorDescriptor):
+                row.append({**vars(a), "base": None})
+                a = a.base
             if not isinstance(a, torch.Tensor):
                 row.append(a)
                 continue
