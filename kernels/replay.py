@@ -12,7 +12,6 @@ all that is no tensor. What else launchers look at is looked at here, in :meth:`
 A function that does more than allocate, look at tensors through views, describe them and launch is called as it is.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -126,9 +125,8 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         if not isinstance(argument, TensorDescriptor):
             return next(constant)
         base = _number(argument.base, values)
-        others = {f.name: getattr(argument, f.name) for f in dataclasses.fields(argument) if f.name != "base"}
         values.append(None)
-        add(functools.partial(TensorDescriptor, **others), (base,), len(values) - 1)
+        add(_describer(argument), (base,), len(values) - 1)
         return len(values) - 1
 
     for step in steps:
@@ -160,6 +158,20 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         return values[wanted[0]] if single else [values[number] for number in wanted]
 
     return replay
+
+
+def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
+    """Descriptors of other tensors that lie as the one in ``like`` does. What it was checked for when it was made holds
+    for them too, and to check it again would cost more than all else: they get its fields and another base."""
+    others = {name: value for name, value in vars(like).items() if name != "base"}
+    new = functools.partial(object.__new__, type(like))
+
+    def describe(base: Tensor) -> TensorDescriptor:
+        descriptor = new()
+        descriptor.__dict__ = {"base": base, **others}
+        return descriptor
+
+    return describe
 
 
 def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:

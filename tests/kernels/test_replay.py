@@ -220,6 +220,7 @@ def test_descriptors_are_made_of_the_call_s_own_tensors():
         assert (a.base is x, a.block_shape, b is y, c.base is n, m is n, o is out) == (True, [4, 4], *[True] * 4)
         assert ([*c.shape], [*c.strides], c.block_shape, number) == ([4, 8], [8, 1], [2, 8], 1.5)
         assert launches[0].constants == {"D": 8} and out.shape == (4, 8)
+        assert a == TensorDescriptor.from_tensor(x, [4, 4]) and c == TensorDescriptor.from_tensor(n, [2, 8])
     assert planned == 1
 
 
