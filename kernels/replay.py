@@ -103,8 +103,9 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         raise _Unknown  # one of them may hold a tensor
     fixed = (*arguments, *constants)
     values = [*fixed, *(step for step in steps if isinstance(step, Tensor))]
+    memories = [v.untyped_storage() if isinstance(v, Tensor) else None for v in values]
     single = isinstance(outputs, Tensor)
-    returned = {_number(y, values): y for y in ([outputs] if single else outputs)}
+    returned = {_number(y, values, memories): y for y in ([outputs] if single else outputs)}
     wanted = tuple(returned)
     if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
@@ -121,10 +122,10 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
 
     def number_of(argument: object) -> int:
         if isinstance(argument, Tensor):
-            return _number(argument, values)
+            return _number(argument, values, memories)
         if not isinstance(argument, TensorDescriptor):
             return next(constant)
-        base = _number(argument.base, values)
+        base = _number(argument.base, values, memories)
         values.append(None)
         add(_describer(argument), (base,), len(values) - 1)
         return len(values) - 1
@@ -185,13 +186,13 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _number(tensor: Tensor, values: Sequence) -> int:
-    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's."""
+def _number(tensor: Tensor, values: Sequence, memories: Sequence) -> int:
+    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's; ``memories`` are theirs."""
     for number, value in enumerate(values):
         if value is tensor:
             return number
     memory = tensor.untyped_storage()
-    found = [n for n, v in enumerate(values) if isinstance(v, Tensor) and v.untyped_storage() is memory]
+    found = [number for number, other in enumerate(memories) if other is memory]
     if len(found) != 1 or values[found[0]].data_ptr() != tensor.data_ptr() or values[found[0]].dtype != tensor.dtype:
         raise _Unknown
     return found[0]
