@@ -1,4 +1,4 @@
-"""Claim: a call costs the host a bounded number of function calls beside the kernels: the second of a kind is not
+"""Claim: a call costs the host a bounded number of function calls beside the kernels: the third of a kind is not
 checked, dispatched and planned again."""
 
 import pytest
