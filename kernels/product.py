@@ -2,9 +2,10 @@
 
     accumulator (BM, BN) = sum over k of A[m, k] B[k, n]
 
-An operand is a matrix with one dimension without gaps: along k, or along the rows of A, the columns of B. Which one is
-a constant of the kernel, so that a transposed operand costs nothing. On Hopper the loop becomes asynchronous copies
-into ``num_stages`` buffers and wgmma.
+An operand is a matrix whose last dimension has no gaps: that of k, or that of the rows of A, the columns of B. Which
+one is a constant of the kernel, so that the backward pass transposes nothing in memory. A weight whose last dimension
+has gaps (the ``w.T`` of a Conv1D) is copied by :func:`as_matrix` in every call, and such a call is never replayed
+(:mod:`replay`). On Hopper the loop becomes asynchronous copies into ``num_stages`` buffers and wgmma.
 
 A persistent kernel walks over its tiles in one loop with the sum over k (``flatten``): the copies for the next tile are
 under way while the epilogue of the last one runs.

@@ -12,7 +12,6 @@ all that is no tensor. What else launchers look at is looked at here, in :meth:`
 A function that does more than allocate, look at tensors through views, describe them and launch is called as it is.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
@@ -104,8 +103,9 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         raise _Unknown  # one of them may hold a tensor
     fixed = (*arguments, *constants)
     values = [*fixed, *(step for step in steps if isinstance(step, Tensor))]
+    memories = [v.untyped_storage() if isinstance(v, Tensor) else None for v in values]
     single = isinstance(outputs, Tensor)
-    returned = {_number(y, values): y for y in ([outputs] if single else outputs)}
+    returned = {_number(y, values, memories): y for y in ([outputs] if single else outputs)}
     wanted = tuple(returned)
     if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
@@ -122,13 +122,12 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
 
     def number_of(argument: object) -> int:
         if isinstance(argument, Tensor):
-            return _number(argument, values)
+            return _number(argument, values, memories)
         if not isinstance(argument, TensorDescriptor):
             return next(constant)
-        base = _number(argument.base, values)
-        others = {f.name: getattr(argument, f.name) for f in dataclasses.fields(argument) if f.name != "base"}
+        base = _number(argument.base, values, memories)
         values.append(None)
-        add(functools.partial(TensorDescriptor, **others), (base,), len(values) - 1)
+        add(_describer(argument), (base,), len(values) - 1)
         return len(values) - 1
 
     for step in steps:
@@ -162,6 +161,20 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
     return replay
 
 
+def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
+    """Descriptors of other tensors that lie as the one in ``like`` does. What it was checked for when it was made holds
+    for them too, and to check it again would cost more than all else: they get its fields and another base."""
+    others = {name: value for name, value in vars(like).items() if name != "base"}
+    new = functools.partial(object.__new__, type(like))
+
+    def describe(base: Tensor) -> TensorDescriptor:
+        descriptor = new()
+        descriptor.__dict__ = {"base": base, **others}
+        return descriptor
+
+    return describe
+
+
 def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:
     """The values with these numbers."""
     if len(numbers) > 1:
@@ -173,13 +186,13 @@ def _same(t: Tensor) -> Tensor:
     return t
 
 
-def _number(tensor: Tensor, values: Sequence) -> int:
-    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's."""
+def _number(tensor: Tensor, values: Sequence, memories: Sequence) -> int:
+    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's; ``memories`` are theirs."""
     for number, value in enumerate(values):
         if value is tensor:
             return number
     memory = tensor.untyped_storage()
-    found = [n for n, v in enumerate(values) if isinstance(v, Tensor) and v.untyped_storage() is memory]
+    found = [number for number, other in enumerate(memories) if other is memory]
     if len(found) != 1 or values[found[0]].data_ptr() != tensor.data_ptr() or values[found[0]].dtype != tensor.dtype:
         raise _Unknown
     return found[0]

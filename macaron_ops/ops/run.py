@@ -6,6 +6,7 @@ projections). Without a gradient to come nothing is kept.
 """
 
 import functools
+import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from types import ModuleType
 from typing import NamedTuple, ParamSpec
@@ -85,8 +86,10 @@ class _Remembered(NamedTuple):
         return _run(self.plan, inputs)
 
 
-_MOST = 1024  # plans that are remembered
+_MOST = 1024  # plans that are remembered, and signatures that were met
 _remembered: dict[Hashable, _Remembered] = {}
+_met: dict[Hashable, None] = {}  # one that does not come again, as a batch's length may not, is not worth a plan
+_changing = threading.Lock()
 
 
 def recall(signed: Signed | None) -> _Remembered | None:
@@ -96,12 +99,22 @@ def recall(signed: Signed | None) -> _Remembered | None:
 
 def forget() -> None:
     """Plan every call anew: the table of backends, or what it says, has changed."""
-    _remembered.clear()
+    with _changing:
+        _remembered.clear()
+        _met.clear()
+
+
+def _keep(memory: dict, key: Hashable, value: object) -> None:
+    """In the place of the oldest, if there are many."""
+    with _changing:
+        if len(memory) >= _MOST and key not in memory:
+            del memory[next(iter(memory))]
+        memory[key] = value
 
 
 def run(x: Tensor, substeps: Sequence[Bound], save: str, signed: Signed | None = None) -> Tensor:
     """The substeps' output for ``x``; their own ``x`` and ``save`` are not looked at. What was planned is remembered
-    by the signature, if the call has one."""
+    by the signature, if the call has one, from the second call with it on."""
     choice("save", save, SAVE)
     why_definition = _why_definition(substeps)
     if why_definition is not None:
@@ -132,7 +145,10 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str, signed: Signed | None =
         with without_autocast(x.device):
             return _define(plan.steps, inputs)
     if signed is not None:
-        _remember(signed, plan, inputs, draws, [d for bound in substeps for d in bound.derived])
+        if signed.key in _met:
+            _remember(signed, plan, inputs, draws, [d for bound in substeps for d in bound.derived])
+        else:
+            _keep(_met, signed.key, None)
     return _run(plan, inputs)
 
 
@@ -153,9 +169,7 @@ def _remember(signed: Signed, plan: _Plan, inputs: Sequence[Tensor], draws: bool
         arguments[id(d.result)] = argument, d.how if before is None else _then(before, d.how)
     sources = [arguments.get(id(t)) for t in inputs[:1] + inputs[2 if draws else 1 :]]
     if None not in sources:
-        if len(_remembered) >= _MOST:
-            forget()
-        _remembered[signed.key] = _Remembered(_prepare(plan), tuple(sources), draws)
+        _keep(_remembered, signed.key, _Remembered(_prepare(plan), tuple(sources), draws))
 
 
 def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

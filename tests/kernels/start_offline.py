@@ -64,7 +64,7 @@ def _said(argument) -> object:
 
 def main() -> None:
     driver.set_active(Driver())
-    constants = {"D": 256, "NORM": "layer", "ROWS": 8, "BLOCK": 256, "num_warps": 4}
+    constants = {"D": 256, "NORM": "layer", "ROWS": 8, "BLOCK": 256, "ALIGN": 8, "num_warps": 4}
     device = torch.device("cpu")  # which needs no switch of torch's current device
     start, bindings = Start(Launch(norm_forward, 2, (), constants), device), []
     run = norm_forward.run

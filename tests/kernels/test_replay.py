@@ -37,10 +37,15 @@ def flat(x, tensors, options, save):
 
 def described(launches, inputs):
     """Launches by what they start and, for every tensor, which input it is, or how its buffer was used before."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     buffers, found = [], []
     for launch in launches:
         row = [launch.kernel.__name__, launch.programs, launch.constants]
         for a in launch.arguments:
+            if isinstance(a, TensorDescriptor):
+                row.append({**vars(a), "base": None})
+                a = a.base
             if not isinstance(a, torch.Tensor):
                 row.append(a)
                 continue
@@ -215,6 +220,7 @@ def test_descriptors_are_made_of_the_call_s_own_tensors():
         assert (a.base is x, a.block_shape, b is y, c.base is n, m is n, o is out) == (True, [4, 4], *[True] * 4)
         assert ([*c.shape], [*c.strides], c.block_shape, number) == ([4, 8], [8, 1], [2, 8], 1.5)
         assert launches[0].constants == {"D": 8} and out.shape == (4, 8)
+        assert a == TensorDescriptor.from_tensor(x, [4, 4]) and c == TensorDescriptor.from_tensor(n, [2, 8])
     assert planned == 1
 
 
