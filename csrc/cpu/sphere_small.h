@@ -9,7 +9,7 @@ namespace macaron_ops::MACARON_OPS_ISA {
 
 template <int P>
 struct Small {
-  static constexpr int64_t kBlock = 512;  // others whose terms are added before they are added to the total
+  static constexpr int64_t kShortest = 32;  // a block's end costs a dozen instructions, each of its others two dozen
 
   struct Channels {
     Vec at[P];
@@ -46,11 +46,14 @@ struct Small {
     for (int i = 0; i < P; ++i) sum.at[i] += term.at[i];
   }
 
-  // block(begin, end) on the others that any lane sees.
+  // block(begin, end) on the others that any lane sees. Of terms of either sign, n in blocks of b, the sum's error grows
+  // with the root of n b (inside blocks) + n^2 / b (from block to block): it is least where b is the root of n.
   template <class Block>
   MACARON_INLINE void blocks(const Visible& visible, const Block& block) {
-    for (int64_t begin = visible.begin; begin < visible.end; begin += kBlock)
-      block(begin, smaller(visible.end, begin + kBlock));
+    const int64_t root = int64_t(__builtin_sqrtf(float(visible.end - visible.begin)));
+    const int64_t others = larger(kShortest, root);
+    for (int64_t begin = visible.begin; begin < visible.end; begin += others)
+      block(begin, smaller(visible.end, begin + others));
   }
   // run(begin, end, masked) on the parts of begin ... end before, inside and after what all lanes see.
   template <class Run>
