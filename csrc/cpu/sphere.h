@@ -13,7 +13,7 @@
 //                            b_ij = a_ij + a_ji;  sum_j b_ij <x_i, x_j>
 //
 // with g_i = du_i / Z_i and d_i = <g_i, u_i> (softmax) or 0. Sums are begun anew every block of particles and added to
-// a total, so that their errors grow with the square root of a block and not of all particles.
+// a total, so that no chain of additions is as long as the particles are many.
 #pragma once
 
 #include "exp2.h"

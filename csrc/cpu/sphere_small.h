@@ -9,7 +9,8 @@ namespace macaron_ops::MACARON_OPS_ISA {
 
 template <int P>
 struct Small {
-  static constexpr int64_t kBlock = 512;  // others whose terms are added before they are added to the total
+  // Others whose terms are added before they are added to the total, see blocks.
+  static constexpr int64_t kShortest = 64, kLongest = 512;
 
   struct Channels {
     Vec at[P];
@@ -46,11 +47,17 @@ struct Small {
     for (int i = 0; i < P; ++i) sum.at[i] += term.at[i];
   }
 
-  // block(begin, end) on the others that any lane sees.
+  // block(begin, end) on the others that any lane sees. Of n terms of either sign in blocks of b, the variance of the
+  // error grows with n b (inside blocks) and n^2 / b (from block to block): it is least where b is the root of n. Where
+  // weights may span more than float32's range, few others decide the sums; the first sums of a block are often
+  // denormal there, which is slow, so that blocks are few.
   template <class Block>
-  MACARON_INLINE void blocks(const Visible& visible, const Block& block) {
-    for (int64_t begin = visible.begin; begin < visible.end; begin += kBlock)
-      block(begin, smaller(visible.end, begin + kBlock));
+  MACARON_INLINE void blocks(const Particles<float>& p, const Visible& visible, const Block& block) {
+    const bool narrow = p.bounded && p.shift == 0.f;
+    const int64_t root = int64_t(__builtin_sqrtf(float(visible.end - visible.begin)));
+    const int64_t others = narrow ? larger(kShortest, root) : kLongest;
+    for (int64_t begin = visible.begin; begin < visible.end; begin += others)
+      block(begin, smaller(visible.end, begin + others));
   }
   // run(begin, end, masked) on the parts of begin ... end before, inside and after what all lanes see.
   template <class Run>
@@ -71,7 +78,7 @@ struct Small {
       const bool running = p.softmax && !bounded;  // the largest score so far
       Vec shift = broadcast(running ? -__builtin_inff() : p.shift), total = {};
       Channels u = zeros();
-      blocks(visible, [&](int64_t begin, int64_t end) {
+      blocks(p, visible, [&](int64_t begin, int64_t end) {
         if (running) {
           Vec most = shift;
           runs(visible, begin, end, [&](int64_t from, int64_t to, auto masked) {
@@ -116,7 +123,7 @@ struct Small {
       const Visible visible = visible_keys(p, query, kLanes);
       Channels along_k = zeros(), weighted_k = zeros();
       Vec excess = {}, slope = {}, mean = {};
-      blocks(visible, [&](int64_t begin, int64_t end) {
+      blocks(p, visible, [&](int64_t begin, int64_t end) {
         Channels block = zeros(), block_k = zeros();
         Vec block_excess = {}, block_slope = {}, block_mean = {};
         runs(visible, begin, end, [&](int64_t from, int64_t to, auto masked) {
@@ -170,7 +177,7 @@ struct Small {
       const Channels k = lanes(own.own + lane), v = lanes(own.value + lane);
       const Visible visible = visible_queries(p, key, kLanes);
       Channels along_q = zeros(), along_g = zeros();
-      blocks(visible, [&](int64_t begin, int64_t end) {
+      blocks(p, visible, [&](int64_t begin, int64_t end) {
         Channels block_q = zeros(), block_g = zeros();
         runs(visible, begin, end, [&](int64_t from, int64_t to, auto masked) {
           for (int64_t i = from; i < to; ++i) {
@@ -196,7 +203,7 @@ struct Small {
       const Vec offset = load(own.offset + lane), shift = broadcast(p.shift);
       Channels along_x = zeros(), along_g = zeros();
       Vec slope = {};
-      blocks(visible_keys(p, 0, kLanes), [&](int64_t begin, int64_t end) {
+      blocks(p, visible_keys(p, 0, kLanes), [&](int64_t begin, int64_t end) {
         Channels block_x = zeros(), block_g = zeros();
         Vec block_slope = {};
         for (int64_t j = begin; j < end; ++j) {

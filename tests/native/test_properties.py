@@ -54,10 +54,24 @@ CONCENTRATED = Call(
     {"beta": 60.0},
 )
 
+# A gradient of beta that is one sum of 127 terms, which cancel.
+MANY_KEYS = Call(
+    "sphere_attend_step",
+    {
+        "x": Drawn((1, 2), "cap", "x", trained=False),
+        "key": Drawn((127, 2), "unit", "x", trained=False),
+        "value": Drawn((127, 2), "cap", "x", trained=False),
+        "step": Drawn((), "positive", "x", trained=False, scale=0.5),
+        "beta": Drawn((), "positive", "x", scale=0.5),
+    },
+    {"direction": "difference"},
+)
+
 
 @needs("sphere_attend_step")
 @anything
 @example(CONCENTRATED)
+@example(MANY_KEYS)
 @given(sphere_calls())
 def test_sphere_attend_step(call):
     check(call)
