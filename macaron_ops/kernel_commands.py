@@ -42,7 +42,8 @@ _TUNE_EXAMPLES = """examples:
 
 Each candidate is compiled (out if it spills or does not fit), checked against float64 by the benchmarks' rule (out if
 it is wrong), and timed as the replay of a CUDA graph, interleaved with the tile that the tables have now; the best are
-timed again for longer. A tile is replaced only by one whose 80th percentile is below its 20th. Every problem's entry,
+timed again for longer. A tile is replaced only by one whose 80th percentile is below its 20th, and which compiles as
+well with dropout and the other activations, where they take the same entry. Every problem's entry,
 with its time and environment, is in the table as soon as it is found; the same command goes on where it stopped.
 
 Without --out the table goes into the package, where every later process finds it. Shapes that are not in it take the

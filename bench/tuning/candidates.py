@@ -15,6 +15,8 @@ from macaron_ops.kernels.tiles import Tile
 
 __all__ = ["candidates", "choices", "schedules"]
 
+# Bytes of shared memory that a kernel takes beside its operands' stages, as far as those of the shipped tiles do.
+_BESIDE = {"sm90": 12 << 10, "sm100": 12 << 10}
 _ACCUMULATORS = (8, 192)  # float32 sums a thread: fewer leave the matrix units waiting, more spill
 
 _WIDE = {"BM": (64, 128, 256), "BN": (64, 128, 256), "num_warps": (4, 8)}
@@ -92,6 +94,7 @@ def _fits(tile: Tile, product: str, size: int, architecture: str) -> bool:
     right = 2 if product == "gated" else 1
     sums = right * tile.BM * tile.BN / (32 * tile.num_warps)
     shared = tile.num_stages * (tile.BM + right * tile.BN) * tile.BK * size
+    shared += _BESIDE.get(architecture, 0)
     return _ACCUMULATORS[0] <= sums <= _ACCUMULATORS[1] and shared <= SHARED_MEMORY[architecture]
 
 

@@ -4,8 +4,8 @@ Every candidate is compiled (one that breaks a rule of ``kernels.offline.faults`
 definition by the rule of the benchmarks (one that computes something else is out), and then timed, interleaved with the
 present tile: first all of them briefly, a few at a time, then the schedules of the best, then the best again, for
 longer. On a GPU a call reads its operands from memory, as in the benchmarks: copies of them are taken in turn. The
-present tile is replaced only by one whose 80th percentile lies below its 20th in that last look: the noise of neither
-explains it.
+present tile is replaced only by one whose 80th percentile lies below its 20th in that last look, for the noise of
+neither explains it, and which breaks no rule in the other uses of the same entry (dropout, each activation).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..group import Ready, copies, in_turn
 from ..kernel_calls import DTYPES, multiplying
 from ..timing import Budget, Clock, Timing, measure, replay, speedup
 from .candidates import candidates, schedules
-from .work import Problem, Work
+from .work import Problem, Work, other_uses
 
 __all__ = ["USUAL", "Attempt", "Effort", "NotTaken", "Outcome", "Progress", "present_tile", "search"]
 
@@ -74,6 +74,9 @@ class Outcome:
     tried: int
     of: int
     out: dict[str, int] = field(default_factory=dict)  # the reason -> how many
+
+    def rule_out(self, reason: str) -> None:
+        self.out[reason] = self.out.get(reason, 0) + 1
 
     @property
     def complete(self) -> bool:
@@ -125,11 +128,14 @@ def search(
             [present, *finalists], works, problem, device, clock, effort.long,
             lambda share: progress("the best again", 0.9 + 0.1 * share),
         )  # fmt: skip
-    fastest = min(outcome.timings, key=lambda t: outcome.timings[t].median)
-    new, old = ({"time": outcome.timings[t].as_json()} for t in (fastest, present))
-    if verdict(new, old) == IMPROVEMENT:
-        outcome.tile = fastest
+        faster = (t for t in finalists if _is_faster(outcome.timings[t], outcome.timings[present]))
+        in_order = sorted(faster, key=lambda t: outcome.timings[t].median)
+        outcome.tile = next((t for t in in_order if _serves(t, outcome, on)), present)
     return outcome
+
+
+def _is_faster(one: Timing, other: Timing) -> bool:
+    return verdict({"time": one.as_json()}, {"time": other.as_json()}) == IMPROVEMENT
 
 
 def _brief_looks(
@@ -156,7 +162,7 @@ def _brief_looks(
             if reason is None:
                 able.append(t)
             else:
-                outcome.out[reason] = outcome.out.get(reason, 0) + 1
+                outcome.rule_out(reason)
         if able:
             timings = _timings([outcome.present, *able], works, outcome.problem, device, clock, effort.brief)
             found |= {t: speedup(timings[t], timings[outcome.present])["median"] for t in able}
@@ -169,16 +175,34 @@ def _why_not(t: Tile, work: Work, yardstick: Yardstick, problem: Problem, device
     """Why a tile is out: a rule that its kernel breaks, what the compiler says, a wrong result."""
     on = target(device)
     try:
-        if on.architecture in TARGETS:
-            for launch in _launches(work, problem, t, on):
-                if faults(resources(compile_for(launch, on.architecture)), launch, on.architecture):
-                    return "breaks a rule"
+        if _breaks_a_rule(_launches(work, problem, t, on), on):
+            return "breaks a rule"
         yardstick.check(Attempt(work, problem.product, t)())
     except WrongResult:
         return "wrong"
     except Exception as error:  # what a compiler or a driver says of a tile that it cannot take is of many kinds
         return type(error).__name__
     return None
+
+
+def _serves(t: Tile, outcome: Outcome, on: Target) -> bool:
+    """Whether a tile breaks no rule in the other uses that the entry will have."""
+    with using(outcome.problem.product, t), recording(*on) as launches:
+        for use in other_uses(outcome.problem):
+            use()
+    try:
+        broken = _breaks_a_rule(launches, on)
+    except Exception:  # as of a candidate
+        broken = True
+    if broken:
+        outcome.rule_out("breaks a rule in another use")
+    return not broken
+
+
+def _breaks_a_rule(launches: Sequence[Launch], on: Target) -> bool:
+    """By what the compiled kernels use; the interpreter's have no machine code."""
+    arch = on.architecture
+    return arch in TARGETS and any(faults(resources(compile_for(x, arch)), x, arch) for x in launches)
 
 
 def _launches(work: Work, problem: Problem, t: Tile, on: Target) -> list[Launch]:

@@ -8,6 +8,7 @@ The product "few" keeps its rule: its tile and the parts of its sum go together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,9 @@ from macaron_ops.reference.dropout import dropout
 from macaron_ops.reference.ffn_step import Options, Tensors
 
 from ..correctness import Yardstick
-from ..kernel_calls import DTYPES, multiplying
+from ..kernel_calls import ACTIVATIONS, DTYPES, GATED, multiplying
 
-__all__ = ["PRODUCTS", "Problem", "Work", "problems"]
+__all__ = ["PRODUCTS", "Problem", "Work", "other_uses", "problems"]
 
 _STEP = 0.5
 
@@ -168,6 +169,41 @@ PRODUCTS: dict[str, Callable[..., Work]] = {
     "narrow": _narrow,
     "narrow_dropout": lambda *arguments: _narrow(*arguments, p=0.1),
 }
+
+
+def other_uses(problem: Problem) -> list[Callable[[], object]]:
+    """Launchers' calls on meta tensors that take the tile of this problem too, to be compiled: with each activation,
+    with dropout and without, with all that a training step writes."""
+    M, N, K = problem.shape
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=DTYPES[problem.dtype], device="meta")
+
+    dropouts = _none(), Dropout.of(0.1, torch.empty((), dtype=torch.int64, device="meta"), HIDDEN_STREAM)
+    widths = {name: 2 * N if name in GATED else N for name in ACTIVATIONS}
+    if problem.product in ("hidden", "gated"):
+        return [
+            partial(hidden_forward, empty(M, K), empty(width, K), empty(width), name, dropout, empty(M, width), True)
+            for dropout in dropouts
+            for name, width in widths.items()
+            if (name in GATED) == (problem.product == "gated")
+        ]
+    if problem.product == "hidden_backward":
+        needs = {"need_z": True, "need_h": True, "need_bias": True}
+        return [
+            partial(hidden_backward, empty(M, K), empty(K, N), empty(M, width), _STEP, name, dropout, **needs)
+            for dropout in dropouts
+            for name, width in widths.items()
+        ]
+    if problem.product == "linear":
+        x, dtype = as_rows(empty(M, N)), DTYPES[problem.dtype]
+        return [
+            partial(
+                linear_residual, empty(M, K), empty(N, K), empty(N), x, dtype, transposed=True, dropout=dropouts[1]
+            ),
+            partial(linear_residual, empty(M, K), empty(K, N), None, None, torch.float32, transposed=False),
+        ]
+    return []
 
 
 def problems(
