@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["recorded", "why_too_old", "why_unusable"]
+__all__ = ["recorded", "why_unusable"]
 
 
 def recorded(function: Callable) -> Callable:
@@ -30,20 +30,9 @@ def why_unusable() -> str | None:
         return _why_not_interpreted()
     import torch
 
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    old = [why_too_old(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())]
-    return old[0] if all(old) else _why_not_started()
-
-
-def why_too_old(properties) -> str | None:
-    """Why no kernel runs on a GPU with these properties: an NVIDIA one before Ampere has no matrix instruction for bf16
-    and 64 KiB of shared memory, less than the smallest tiles take."""
-    import torch
-
-    if torch.version.hip or properties.major >= 8:
-        return None
-    return f"{properties.name} has compute capability {properties.major}.{properties.minor}, the kernels need 8.0"
+    # What its GPUs are is asked where a call's tensors lie (``device.why_not_on``): to ask here, when the package is
+    # imported, would initialise CUDA, after which a process must not be forked.
+    return _why_not_started() if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
 def _why_not_started() -> str | None:

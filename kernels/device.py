@@ -9,9 +9,7 @@ from typing import NamedTuple
 import torch
 from triton.compiler import CompiledKernel
 
-from . import why_too_old
-
-__all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target"]
+__all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target", "why_not_on"]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
@@ -76,12 +74,22 @@ def processors(device: torch.device) -> int:
 
 
 @functools.cache
+def why_not_on(device: torch.device) -> str | None:
+    """Why no kernel runs on a device: an NVIDIA GPU before Ampere has no matrix instruction for bf16, and 64 KiB of
+    shared memory, less than the smallest tiles take."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major >= 8:
+        return None
+    return f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, the kernels need 8.0"
+
+
+@functools.cache
 def _target(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target("emulated", _EMULATED_PROCESSORS, "emulated")
     properties = torch.cuda.get_device_properties(device)
-    if reason := why_too_old(properties):  # beside a newer one, for which the kernels are usable
-        raise RuntimeError(reason)
     # Consumer parts (8.6, 8.9, 12.x) have the shared memory of neither A100 nor B200: the smallest tiles.
     architecture = "gfx942" if torch.version.hip else {9: "sm90", 10: "sm100"}.get(properties.major, "sm80")
     return Target(architecture, properties.multi_processor_count, properties.name)

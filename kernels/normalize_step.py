@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import ceil_div, launch
+from .device import ceil_div, launch, why_not_on
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
 from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
@@ -48,7 +48,7 @@ def why_not(request) -> str | None:
         return f"it runs float32, bfloat16 and float16, not {request.x.dtype}"
     if request.x.shape[-1] > LONGEST:
         return f"its rows have at most {LONGEST} channels, not {request.x.shape[-1]}"
-    return None
+    return why_not_on(request.x.device)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .device import ceil_div, launch, power_of_2
+from .device import ceil_div, launch, power_of_2, why_not_on
 from .product import precision
 from .rows import row_tiles
 from .sphere_backward import wide_keys_kernel, wide_queries_kernel
@@ -53,7 +53,7 @@ def why_not(request) -> str | None:
     widest = max(x.shape[-1], 0 if query is None else query.shape[-1])
     if widest > WIDEST:
         return f"its points have at most {WIDEST} channels, not {widest}"
-    return None
+    return why_not_on(x.device)
 
 
 def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:

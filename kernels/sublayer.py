@@ -8,6 +8,7 @@ through_output    back from dy to the gradients of the sum, of the product's res
 import torch
 from torch import Tensor
 
+from .device import why_not_on
 from .dropout import Dropout
 from .linear_residual import Norm, linear_residual
 from .norm_rows import normalize_rows, normalize_rows_backward
@@ -26,7 +27,7 @@ def why_not_rows(x: Tensor, w: Tensor) -> str | None:
         return f"x in {x.dtype} needs weights in {x.dtype}, not {w.dtype}"
     if x.shape[-1] > LONGEST:
         return f"its rows have at most {LONGEST} channels, not {x.shape[-1]}"
-    return None
+    return why_not_on(x.device)
 
 
 def is_post(o) -> bool:

@@ -27,42 +27,52 @@ def machine(monkeypatch, tmp_path):
     for name in ("CC", "CPATH", "C_INCLUDE_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sysconfig, "get_path", lambda *arguments: str(tmp_path))
-    device._target.cache_clear()
+    device.why_not_on.cache_clear()
+
+    def asked_too_early(*_):
+        raise AssertionError("initialises CUDA")
 
     def make(*gpus, commands=("gcc",), headers=True):
         tmp_path.joinpath("Python.h").touch() if headers else tmp_path.joinpath("Python.h").unlink(missing_ok=True)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: gpus[d if type(d) is int else d.index])
+        monkeypatch.setattr(torch.cuda, "get_device_properties", asked_too_early)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda d: (gpus[d.index].major, gpus[d.index].minor))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: gpus[d.index].name)
         monkeypatch.setattr(kernels.shutil, "which", lambda name, **_: name if name in commands else None)
 
     yield make
-    device._target.cache_clear()
+    device.why_not_on.cache_clear()
 
 
-def test_a_gpu_before_ampere(machine, monkeypatch):
-    machine(T4)
-    assert kernels.why_unusable() == OLD
-    _, modules, reason = dispatch._load(dispatch._BY_NAME["triton"])
-    assert modules == {} and reason == OLD
-    monkeypatch.setitem(dispatch.UNUSABLE, "triton", reason)
-    assert ("triton", f"{'no':<8}{OLD}") in doctor._backends()
-    machine(A100)
-    assert kernels.why_unusable() is None
+def request_on(index):
+    """A call whose x lies on that GPU, as far as ``why_not`` looks."""
+    x = SimpleNamespace(dtype=torch.float32, shape=(2, 3), device=torch.device("cuda", index))
+    none = SimpleNamespace(query=None, w_in=x, w_q=x, w_out=x)
+    return SimpleNamespace(x=x, tensors=none, options=SimpleNamespace(num_heads=1))
 
 
-def test_beside_a_newer_one_an_old_gpu_is_refused_by_itself(machine):
+@pytest.mark.parametrize("operator", ["ffn_step", "attend_step", "normalize_step", "sphere_attend_step"])
+def test_a_gpu_before_ampere_is_refused_where_a_call_lies_on_it(operator, machine):
     machine(H100, T4)
     assert kernels.why_unusable() is None
-    assert device.target(torch.device("cuda", 0)) == ("sm90", 132, "H100")
-    with pytest.raises(RuntimeError, match=OLD):
-        device.target(torch.device("cuda", 1))
+    module = dispatch.provider("triton", operator)
+    assert module.why_not(request_on(0)) is None
+    assert module.why_not(request_on(1)) == OLD
 
 
 def test_amd_counts_otherwise(machine, monkeypatch):
     machine(SimpleNamespace(name="MI50", major=7, minor=0))
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert kernels.why_unusable() is None
+    assert device.why_not_on(torch.device("cuda", 0)) is None
+
+
+def test_doctor_tells_why(machine, monkeypatch):
+    machine(A100, commands=())
+    _, modules, reason = dispatch._load(dispatch._BY_NAME["triton"])
+    assert modules == {} and "finds no compiler" in reason
+    monkeypatch.setitem(dispatch.UNUSABLE, "triton", reason)
+    assert ("triton", f"{'no':<8}{reason}") in doctor._backends()
 
 
 def test_triton_needs_a_c_compiler(machine, monkeypatch):
