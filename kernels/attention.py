@@ -84,7 +84,7 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
             256: (Tile(32, 16, 0, 4, 2),),
         },
         "keys": {
-            **dict.fromkeys((16, 32, 64), (Tile(64, 64, 0, 4, 2),)),
+            **dict.fromkeys((16, 32, 64), (Tile(32, 64, 0, 4, 2),)),
             128: (Tile(32, 64, 0, 4, 2),),
             256: (Tile(16, 32, 0, 4, 2),),
         },

@@ -34,7 +34,11 @@ TARGETS = {
 SHARED_MEMORY = {"sm80": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx942": 64 << 10}
 _EXECUTABLE = 4  # SHF_EXECINSTR
 # Bytes of stack that are let pass, by Triton 3.7's compiler.
-_SPILLED = {("sm100", "hidden_backward_kernel"): 24, ("sm100", "backward_of_parts_kernel"): 8}
+_SPILLED = {
+    ("sm100", "hidden_backward_kernel"): 24,
+    ("sm100", "backward_of_parts_kernel"): 8,
+    ("sm100", "linear_residual_kernel"): 16,
+}
 WIDE_ROW = 1000  # channels from which on a row kernel must move 16 bytes a thread
 
 
