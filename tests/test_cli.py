@@ -118,9 +118,9 @@ def test_a_run_goes_on_where_it_stopped_and_only_if_nothing_changed(tmp_path, ca
     assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FINISHED
     assert "layers conformer-s" in capsys.readouterr().out
     assert len(results.load(tmp_path)["rows"]) == len(whole["rows"])
-    kept = results.load(tmp_path)["rows"]
+    times = [row["time"] for row in results.load(tmp_path)["rows"]]
     assert cli.main([*TINY_LAYERS, "--out", str(tmp_path), "--resume"]) == cli.FINISHED
-    assert results.load(tmp_path)["rows"] == kept
+    assert [row["time"] for row in results.load(tmp_path)["rows"]] == times  # shares are of the better ceilings
     assert "it had other options" in refused(capsys, *TINY_LAYERS, "--seed", "1", "--out", str(tmp_path), "--resume")
     hung = part | {"status": "running", "measuring": "layers conformer-s float32 forward"}
     (tmp_path / "results.json").write_text(json.dumps(hung))
