@@ -20,12 +20,7 @@ def _halves(t, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def slices(t, BM: tl.constexpr, BN: tl.constexpr, COUNT: tl.constexpr):
-    """``t (BM, BN)`` as COUNT tiles side by side.
-
-    An epilogue that computes on a whole accumulator keeps every intermediate of it in registers: with dropout's four
-    words an element that is several times what a thread has. By slices it keeps those of a slice. An accumulator of
-    tensor cores has its columns in each thread's registers, so that the slices are only names for them.
-    """
+    """``t (BM, BN)`` as COUNT tiles side by side."""
     tl.static_assert(COUNT == 1 or COUNT == 2 or COUNT == 4 or COUNT == 8)
     if COUNT == 1:
         return (t,)
