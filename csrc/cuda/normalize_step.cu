@@ -103,30 +103,17 @@ __global__ void __launch_bounds__(S::kMostThreads) step_backward(NormalizeStep a
   }
 }
 
-int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
-RowPlan plan(const NormalizeStep& a) {
-  bool all = true;
-  for (const void* p : {a.x, a.u, a.grad, static_cast<const void*>(a.y), static_cast<const void*>(a.grad_x),
-                        static_cast<const void*>(a.grad_u)})
-    all = all && aligned(p);
-  return row_plan(a.width, bytes_of(a.dtype), all);
-}
-
 template <class Work>
 void with_plan(const NormalizeStep& a, const Work& work) {
-  const RowPlan rows = plan(a);
-  const auto each = [&](auto shape) {
+  const RowPlan rows = row_plan(a.width, a.dtype);
+  with_shape(a.dtype, rows, [&](auto shape) {
     with_direction(a.step.direction, [&](auto direction) { work(rows, shape, direction); });
-  };
-  if (a.dtype == Dtype::float32) with_shape<float>(rows, each);
-  else if (a.dtype == Dtype::bfloat16) with_shape<bf16>(rows, each);
-  else with_shape<half>(rows, each);
+  });
 }
 
 }  // namespace
 
-int64_t normalize_step_blocks(const NormalizeStep& a) { return plan(a).blocks_that_sum(a.rows); }
+int64_t normalize_step_blocks(const NormalizeStep& a) { return row_plan(a.width, a.dtype).blocks_that_sum(a.rows); }
 
 void normalize_step_forward(const NormalizeStep& a, void* stream) {
   with_plan(a, [&](const RowPlan& rows, auto shape, auto direction) {

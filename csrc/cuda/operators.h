@@ -37,6 +37,28 @@ int64_t normalize_step_blocks(const NormalizeStep&);  // of the backward pass
 void normalize_step_forward(const NormalizeStep&, void* stream);
 void normalize_step_backward(const NormalizeStep&, void* stream);
 
+// n = N(s) weight + bias with s = a x + c z, and backward.
+struct NormRows {
+  Dtype dtype;
+  int64_t rows;
+  int width;
+  Norm norm;
+  float eps;
+  float a, c;
+  const void *x, *z;           // backward: x is s, z is not looked at
+  const float *weight, *bias;  // (width,)
+  void *sum, *n;               // s, if it is to be kept, and n
+  // backward: dx = N'(grad weight) + a residual
+  const void *grad, *residual;
+  void* grad_x;
+  float *partial_weight, *partial_bias;  // (blocks, width)
+  int64_t blocks;
+};
+
+int64_t norm_rows_blocks(const NormRows&);  // of the backward pass
+void norm_rows_forward(const NormRows&, void* stream);
+void norm_rows_backward(const NormRows&, void* stream);
+
 // Particles, all in float32. `query`, `key` and `value` are x where they are not given.
 struct SphereAttendStep {
   int64_t batch;

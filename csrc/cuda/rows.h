@@ -7,6 +7,7 @@
 #pragma once
 
 #include "device.h"
+#include "operators.h"
 
 namespace macaron_ops::cuda {
 
@@ -154,11 +155,11 @@ struct RowPlan {
   }
 };
 
-// `aligned`: all rows begin at a multiple of 16 bytes.
-inline RowPlan row_plan(int width, int bytes_an_element, bool aligned) {
-  const int per_vector = 16 / bytes_an_element;
+// Of tensors that begin at a multiple of 16 bytes.
+inline RowPlan row_plan(int width, Dtype dtype) {
+  const int per_vector = dtype == Dtype::float32 ? 4 : 8;
   RowPlan plan{};
-  plan.vectors = aligned && width % per_vector == 0;
+  plan.vectors = width % per_vector == 0;
   const int count = plan.vectors ? width / per_vector : width;
   if (width > (plan.vectors ? kLongestByVectors : kLongestByElements)) throw std::runtime_error("rows are too long");
   plan.block = count > 4 * kWarp;
@@ -188,6 +189,11 @@ void with_shape(const RowPlan& plan, const Work& work) {
   return work(Shape<T, 1, 4, false>{});
 }
 
-inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+template <class Work>
+void with_shape(Dtype dtype, const RowPlan& plan, const Work& work) {
+  if (dtype == Dtype::float32) with_shape<float>(plan, work);
+  else if (dtype == Dtype::bfloat16) with_shape<bf16>(plan, work);
+  else with_shape<half>(plan, work);
+}
 
 }  // namespace macaron_ops::cuda

@@ -87,6 +87,11 @@ template <int P>
 MACARON_DEVICE void finish(const SphereAttendStep& a, int64_t at, Point<P> u, float shift, float total) {
   if (a.keys == 0) total = 1.f;
   else if (!a.softmax) total = exp2_of(-shift) * float(a.keys);
+  if (a.softmax && total - total == 0.f && (a.keys == 1 || (a.causal && at % a.rows == 0))) {
+    // One key's weight is 1, whatever its score's rounding: then u is its value, and no score has a gradient.
+    u = load_point<P>(a.value, at / a.rows * a.keys, a.width, a.keys > 0);
+    total = 1.f;
+  }
 #pragma unroll
   for (int c = 0; c < P; ++c) u.at[c] = u.at[c] / total;
   if (a.u != nullptr) {

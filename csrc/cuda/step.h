@@ -4,7 +4,6 @@
 
 #include <type_traits>
 
-#include "operators.h"
 #include "rows.h"
 
 namespace macaron_ops::cuda {

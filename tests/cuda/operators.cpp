@@ -39,6 +39,25 @@ static void run() {
   run(5, 1100, 0);  // a block has a row
   run(70, 12, 4);   // a block has 32 rows
 }
+#elif defined(NORM_ROWS)
+static void run() {
+  const int rows = 70, width = 12;
+  const auto x = drawn(rows * width), grad = drawn(rows * width), weight = drawn(width);
+  NormRows a{};
+  a.dtype = Dtype::float32;
+  a.rows = rows;
+  a.width = width;
+  a.norm = Norm::layer;
+  a.eps = 1e-5f;
+  a.x = x.data();
+  a.grad = grad.data();
+  a.weight = weight.data();
+  a.grad_x = result(0, x.size());
+  a.blocks = norm_rows_blocks(a);
+  a.partial_weight = result(1, size_t(a.blocks) * width);
+  a.partial_bias = result(2, size_t(a.blocks) * width);
+  norm_rows_backward(a, nullptr);
+}
 #else
 static void run() {
   const int batch = 2, rows = 600, width = 3;

@@ -128,11 +128,13 @@ def test_an_order_that_is_none(kernel):
 DRIVERS = {  # a source -> the program that runs its kernels
     "rows.h": "NORMALIZE_STEP",
     "normalize_step.cu": "NORMALIZE_STEP",
+    "norm_rows.cu": "NORM_ROWS",
     "sphere.h": "SPHERE_FORWARD",
     "sphere_attend_step.cu": "SPHERE_FORWARD",
     "sphere_attend_step_backward.cu": "SPHERE_BACKWARD",
 }
 MAIN = {
+    "NORM_ROWS": "norm_rows.cu",
     "NORMALIZE_STEP": "normalize_step.cu",
     "SPHERE_FORWARD": "sphere_attend_step.cu",
     "SPHERE_BACKWARD": "sphere_attend_step_backward.cu",

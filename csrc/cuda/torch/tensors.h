@@ -56,7 +56,11 @@ inline Dtype dtype_of(const Tensor& t) {
   }
 }
 
-inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// Contiguous, from a multiple of 16 bytes on, as what torch allocates: a slice may begin elsewhere.
+inline Tensor dense(const Tensor& t) {
+  if (!t.is_contiguous()) return torch::stable::contiguous(t);
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
+}
 inline Tensor in_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
