@@ -24,6 +24,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -234,7 +235,8 @@ def cuda_archs() -> list[str]:
     names = (value or DEFAULT_ARCHS).replace(",", ";").split(";")
     names = [name.strip() for name in names if name.strip()]
     for name in names:
-        if not name.rstrip("af").isdigit() or int(name.rstrip("af")) < 80:
+        number = re.fullmatch(r"(\d+)[af]?", name)
+        if number is None or int(number[1]) < 80:
             raise BuildError(f"MACARON_OPS_CUDA_ARCHS={value}: {name!r} is no GPU from 80 (Ampere) on; such as 80;90a")
     return names
 
