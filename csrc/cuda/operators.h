@@ -59,6 +59,25 @@ int64_t norm_rows_blocks(const NormRows&);  // of the backward pass
 void norm_rows_forward(const NormRows&, void* stream);
 void norm_rows_backward(const NormRows&, void* stream);
 
+enum class Activation : int { relu, gelu, gelu_tanh, silu };
+
+// y = a x + c (W_out act(W_in N(x) + b_in) + b_out), in 16 bits.
+struct FfnStep {
+  Dtype dtype;
+  int64_t rows;
+  int width, hidden;  // multiples of 8, width at most 256
+  bool normalised;
+  Norm norm;
+  float eps;
+  Activation activation;
+  float a, c;
+  const void *x, *w_in, *w_out;
+  const float *b_in, *b_out, *norm_weight, *norm_bias;
+  void* y;
+};
+
+void ffn_step_forward(const FfnStep&, void* stream);
+
 // Particles, all in float32. `query`, `key` and `value` are x where they are not given.
 struct SphereAttendStep {
   int64_t batch;

@@ -58,6 +58,30 @@ static void run() {
   a.partial_bias = result(2, size_t(a.blocks) * width);
   norm_rows_backward(a, nullptr);
 }
+#elif defined(FFN_STEP)
+template <class T>
+static std::vector<T> narrow(size_t count) {
+  std::vector<T> numbers;
+  for (float number : drawn(count)) numbers.push_back(rounded<T>(number));
+  return numbers;
+}
+static void run() {
+  const int rows = 70, width = 64, hidden = 128;
+  const auto x = narrow<bf16>(rows * width), w_in = narrow<bf16>(hidden * width), w_out = narrow<bf16>(width * hidden);
+  std::vector<bf16> y(x.size(), rounded<bf16>(NAN));
+  FfnStep a{};
+  a.dtype = Dtype::bfloat16;
+  a.rows = rows;
+  a.width = width;
+  a.hidden = hidden;
+  a.a = a.c = 1.f;
+  a.x = x.data();
+  a.w_in = w_in.data();
+  a.w_out = w_out.data();
+  a.y = y.data();
+  ffn_step_forward(a, nullptr);
+  for (bf16 number : y) results[0].push_back(to_float(number));
+}
 #else
 static void run() {
   const int batch = 2, rows = 600, width = 3;

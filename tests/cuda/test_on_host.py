@@ -129,17 +129,20 @@ DRIVERS = {  # a source -> the program that runs its kernels
     "rows.h": "NORMALIZE_STEP",
     "normalize_step.cu": "NORMALIZE_STEP",
     "norm_rows.cu": "NORM_ROWS",
+    "ffn_step.cu": "FFN_STEP",
     "sphere.h": "SPHERE_FORWARD",
     "sphere_attend_step.cu": "SPHERE_FORWARD",
     "sphere_attend_step_backward.cu": "SPHERE_BACKWARD",
 }
 MAIN = {
     "NORM_ROWS": "norm_rows.cu",
+    "FFN_STEP": "ffn_step.cu",
     "NORMALIZE_STEP": "normalize_step.cu",
     "SPHERE_FORWARD": "sphere_attend_step.cu",
     "SPHERE_BACKWARD": "sphere_attend_step_backward.cu",
 }
-SYNCHRONISES = re.compile(r"__syncthreads\(\);|turn \^= 1;")  # the latter: what makes one barrier a sum enough
+# Barriers, waits for copies, and what makes one barrier a sum enough.
+SYNCHRONISES = re.compile(r"__syncthreads\(\);|copies_wait<1>\(\);|turn \^= 1;")
 MUTANTS = [(name, i) for name in DRIVERS for i in range(len(SYNCHRONISES.findall(CUDA.joinpath(name).read_text())))]
 
 
@@ -166,7 +169,7 @@ def sound(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "index"), MUTANTS, ids=str)
-def test_a_mutant_without_a_barrier_is_found(name, index, sound, tmp_path):
+def test_a_mutant_that_does_not_wait_is_found(name, index, sound, tmp_path):
     sources = tmp_path / "csrc"
     shutil.copytree(CUDA, sources / "cuda")
     text = CUDA.joinpath(name).read_text()

@@ -9,7 +9,9 @@
 //                      who reads what another thread writes, without a barrier between, reads too early
 //   a number           the same in an order that this seed shuffles again and again
 //
-// "backward" and numbers also start the blocks in another order. Shared memory is filled with NaN before each block.
+// "backward" and numbers also start the blocks in another order. An asynchronous copy arrives when its thread waits for
+// it, with "backward" at once, with a number at one of both times: before it is awaited it may have arrived, or not.
+// Shared memory is filled with NaN before each block.
 // What ends a launch with std::runtime_error: threads that wait where no one will come, threads of a block at different
 // barriers, a barrier that some threads have left the kernel without, lanes of one warp in different exchanges.
 //
@@ -54,10 +56,24 @@ struct Site {
 
 struct Block;
 
+// 16 bytes on their way to shared memory; zeros where there is no `from`.
+struct Copy {
+  void* to;
+  const void* from;
+  int group;
+
+  void arrive() const {
+    if (from != nullptr) std::memcpy(to, from, 16);
+    else std::memset(to, 0, 16);
+  }
+};
+
 struct Fiber {
   Block* block;
   int index;  // in the block
   bool started, done;
+  std::vector<Copy> copies;
+  int groups = 0;
   jmp_buf at;
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -76,6 +92,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   unsigned char* shared = nullptr;
+  std::function<bool()> copy_is_early;
   const std::function<void()>* kernel = nullptr;
   int live = 0, waiting = 0;  // threads that have not ended; of them, at the barrier
   uint64_t barrier = 0, progress = 0;
@@ -180,6 +197,7 @@ class Order {
       fail("MACARON_OPS_THREAD_ORDER=" + name + ": expected in-turn, forward, backward or a number");
   }
   bool in_turn() const { return in_turn_; }
+  bool copy_is_early() { return shuffled_ ? random_() % 2 == 0 : backward_; }
   std::vector<uint64_t> of(uint64_t count) {
     std::vector<uint64_t> order(count);
     for (uint64_t i = 0; i < count; ++i) order[i] = backward_ ? count - 1 - i : i;
@@ -196,7 +214,10 @@ inline void run_block(Block& b, Order& order) {
   b.live = int(b.fibers.size());
   b.waiting = 0;
   for (Warp& w : b.warps) w.arrived = 0;
-  for (Fiber& f : b.fibers) f.started = f.done = false;
+  for (Fiber& f : b.fibers) {
+    f.started = f.done = false;
+    f.copies.clear();
+  }
   while (b.live > 0) {
     const uint64_t before = b.progress;
     for (const uint64_t w : order.of(b.warps.size())) {
@@ -222,6 +243,7 @@ inline void run_grid(dim3 grid, dim3 dim, size_t shared, const std::function<voi
   b.grid = grid;
   b.dim = dim;
   b.kernel = &kernel;
+  b.copy_is_early = [&order] { return order.copy_is_early(); };
   b.warps.resize((threads + kWarp - 1) / kWarp);
   b.fibers.resize(threads);
   b.shared = bytes.data() + (128 - uintptr_t(bytes.data()) % 128) % 128;

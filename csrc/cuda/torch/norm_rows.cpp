@@ -18,13 +18,6 @@ NormRows arguments(const Tensor& x, int64_t norm, double eps) {
   return a;
 }
 
-// A vector parameter in float, kept alive by `held`.
-const float* parameter(const MaybeTensor& t, MaybeTensor& held) {
-  if (!t.has_value()) return nullptr;
-  held = in_float(*t);
-  return read<float>(*held);
-}
-
 std::tuple<Tensor, Tensor> forward(Tensor x, MaybeTensor z, MaybeTensor weight, MaybeTensor bias, double residual_scale,
                                    double step, int64_t norm, double eps, bool keep_sum) {
   const OnDevice device(x);
@@ -39,8 +32,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x, MaybeTensor z, MaybeTensor weight, 
     held_z = dense(*z);
     a.z = read(*held_z);
   }
-  a.weight = parameter(weight, held_weight);
-  a.bias = parameter(bias, held_bias);
+  a.weight = vector_of(weight, held_weight);
+  a.bias = vector_of(bias, held_bias);
   a.n = write(n);
   a.sum = keep_sum ? write(sum) : nullptr;
   norm_rows_forward(a, device.stream);
@@ -57,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(Tensor grad, Tensor s, MaybeTensor w
   MaybeTensor held_residual, held_weight, partial_weight, partial_bias;
   NormRows a = arguments(s, norm, eps);
   a.a = float(residual_scale);
-  a.weight = parameter(weight, held_weight);
+  a.weight = vector_of(weight, held_weight);
   a.grad = read(grad);
   a.grad_x = grad_s.data;
   if (residual.has_value()) {

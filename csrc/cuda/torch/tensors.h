@@ -109,6 +109,13 @@ inline Tensor zeros_like(const Tensor& t) {
   return zeros;
 }
 
+// A parameter's elements in float, kept alive by `held`; null where it is absent.
+inline const float* vector_of(const MaybeTensor& t, MaybeTensor& held) {
+  if (!t.has_value()) return nullptr;
+  held = in_float(*t);
+  return read<float>(*held);
+}
+
 // A step whose tensor, in float, is kept alive by `held`.
 inline Step step_of(const MaybeTensor& tensor, double number, int64_t direction, double eps, MaybeTensor& held) {
   Step step{float(number), nullptr, false, Direction(direction), float(eps)};
