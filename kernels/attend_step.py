@@ -33,10 +33,9 @@ from .attention_masks import mask_gradient, spans_of
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
-from .norm_rows import normalize_rows_backward
 from .projections import Projection, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
-from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
+from .sublayer import is_post, operand, post_norm, residual_sum, through_norm, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
@@ -132,7 +131,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
         before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm
     )
     if need.w_out:
         found["w_out"] = weight_gradient(g, attended, o.step)
@@ -147,12 +146,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     grad_x = None
     if need_n and pre_norm:
         dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
-        grad_x, _, sums = normalize_rows_backward(
-            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
-            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
-            sums=(need.norm_weight, need.norm_bias, False),
-        )  # fmt: skip
-        found["norm_weight"], found["norm_bias"], _ = sums
+        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        found |= by_norm
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
