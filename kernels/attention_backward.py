@@ -33,8 +33,8 @@ def _of_queries(
     for start in range(from_key, to_key, BN):
         keys = start + tl.arange(0, BN)
         j = keys[None, :]
-        k_tile = load_rows(k, keys, S, k_row, HEAD, HD, MASKED)
-        v_tile = load_rows(v, keys, S, v_row, HEAD, HD, MASKED)
+        k_tile = load_rows(k, start, S, k_row, BN, HEAD, HD, MASKED)
+        v_tile = load_rows(v, start, S, v_row, BN, HEAD, HD, MASKED)
         s = dot(q_tile, tl.trans(k_tile), tl.zeros((BM, BN), tl.float32), PRECISION)
         dp = dot(do_tile, tl.trans(v_tile), tl.zeros((BM, BN), tl.float32), PRECISION)
         s = exponents(s, i, j, T, S, scale, mask, padding, mask_i, mask_j, padding_j, FOLD)
@@ -66,8 +66,8 @@ def attention_queries_kernel(
     batch = (tl.program_id(0) // tiles // H).to(tl.int64)
     queries = tile * BM + tl.arange(0, BM)
     i = queries[:, None]
-    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), queries, T, q_row, HEAD, HD, True)
-    do_tile = load_rows(do + (batch * T * H + head) * HEAD, queries, T, H * HEAD, HEAD, HD, True)
+    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), tile * BM, T, q_row, BM, HEAD, HD, True)
+    do_tile = load_rows(do + (batch * T * H + head) * HEAD, tile * BM, T, H * HEAD, BM, HEAD, HD, True)
     row = (batch * H + head) * T
     m = tl.load(statistics + 2 * row + queries, queries < T, 0.0)
     share = tl.load(statistics + 2 * row + T + queries, queries < T, 0.0)
@@ -135,8 +135,8 @@ def _over_queries(
     for start in range(from_query, to_query, BM):
         queries = start + tl.arange(0, BM)
         i = queries[None, :]
-        q_tile = load_rows(q, queries, end, q_row, HEAD, HD, True)
-        do_tile = load_rows(do, queries, end, H * HEAD, HEAD, HD, True)
+        q_tile = load_rows(q, start, end, q_row, BM, HEAD, HD, True)
+        do_tile = load_rows(do, start, end, H * HEAD, BM, HEAD, HD, True)
         m = tl.load(statistics + queries, queries < end, 0.0)
         share = tl.load(statistics + T + queries, queries < end, 0.0)
         s = dot(k_tile, tl.trans(q_tile), tl.zeros((BN, BM), tl.float32), PRECISION)
@@ -172,8 +172,8 @@ def attention_keys_kernel(
     batch = (tl.program_id(0) // tiles // (H // GROUP)).to(tl.int64)
     keys = tile * BN + tl.arange(0, BN)
     j = keys[:, None]
-    k_tile = load_rows(k + (batch * S * k_row + kv_head * HEAD), keys, S, k_row, HEAD, HD, True)
-    v_tile = load_rows(v + (batch * S * v_row + kv_head * HEAD), keys, S, v_row, HEAD, HD, True)
+    k_tile = load_rows(k + (batch * S * k_row + kv_head * HEAD), tile * BN, S, k_row, BN, HEAD, HD, True)
+    v_tile = load_rows(v + (batch * S * v_row + kv_head * HEAD), tile * BN, S, v_row, BN, HEAD, HD, True)
     if padding is not None:
         padding += batch * padding_b
     # The queries in [begin, middle) see some of these keys, those in [middle, end) all of them.
