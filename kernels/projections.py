@@ -77,15 +77,22 @@ def back_to_source(
 
 
 def parameter_gradients(
-    products: list[Projection], wants: list[Wants], gradients: list[Tensor | None], sources: list[Tensor | None]
+    products: list[Projection],
+    wants: list[Wants],
+    gradients: list[Tensor | None],
+    sources: list[Tensor | None],
+    sums: list[Tensor | None],
 ) -> dict[str, Tensor]:
-    """By name, from those of the products and what they were formed from."""
+    """By name, from those of the products, what these were formed from, and the sums over the tokens that are there
+    already."""
     parts: dict[str, list[Tensor]] = {}
-    for product, want, gradient, source in zip(products, wants, gradients, sources, strict=True):
+    for product, want, gradient, source, total in zip(products, wants, gradients, sources, sums, strict=True):
         if want.weight:
             parts.setdefault(f"w_{product.name}", []).append(weight_gradient(gradient, source))
         if want.bias:
-            parts.setdefault(f"b_{product.name}", []).append(_sum_rows(gradient, product.bias.dtype))
+            parts.setdefault(f"b_{product.name}", []).append(
+                _sum_rows(gradient, product.bias.dtype) if total is None else total
+            )
     return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
 

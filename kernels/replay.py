@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_core import settings
 from .device import Launch, Start, recording, target
 from .tiles import in_use, precision
 
@@ -65,7 +66,7 @@ class Recorded:
         if self._dtype is None:
             narrow = all(t.dtype != torch.float32 for t in (x, *arguments) if isinstance(t, Tensor))
             self._dtype = x.dtype if narrow else torch.float32
-        facts = target(x.device), precision(self._dtype), in_use()
+        facts = target(x.device), precision(self._dtype), in_use(), settings()
         replay = self._replays.get(facts)
         if replay is None:
             replay = self._replays[facts] = _record(self._function, x, *arguments) or self._function
