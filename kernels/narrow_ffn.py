@@ -70,7 +70,7 @@ def narrow_ffn_kernel(
         w_inside = (channels < D)[:, None] & (columns < F)[None, :]
         at = w_in + (channels[:, None] + columns.to(tl.int64)[None, :] * in_stride)
         h = _hidden_block(n, w_in, b_in, rows, columns, w_inside, at, M, F, z, z_width, PRECISION, BM, BN)
-        h = activate(h, ACTIVATION)
+        h = activate(h, ACTIVATION, w_in.dtype.element_ty)
         if GATED:
             up_b = None if b_in is None else b_in + F
             up_z = None if z is None else z + F
