@@ -41,11 +41,10 @@ from .attention_masks import mask_gradient, spans_of
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
-from .norm_rows import normalize_rows_backward
 from .projections import Projection, Wants, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
 from .side_by_side import side_by_side
-from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
+from .sublayer import is_post, operand, post_norm, residual_sum, sum_for, through_norm, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
 __all__ = ["Saved", "backward", "detail", "forward", "saved_shapes", "slower", "why_not"]
@@ -152,7 +151,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
         before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm
     )
     if need.w_out:
         found["w_out"] = weight_gradient(g, attended, o.step)
@@ -167,12 +166,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     grad_x = None
     if need_n and pre_norm:
         dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
-        grad_x, _, sums = normalize_rows_backward(
-            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
-            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
-            sums=(need.norm_weight, need.norm_bias, False),
-        )  # fmt: skip
-        found["norm_weight"], found["norm_bias"], _ = sums
+        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        found |= by_norm
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
@@ -206,7 +201,7 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
         if turned and matrices[-1] is not None:
             side_by_side(parts[2:], _values(matrices, a))
         elif not turned:
-            sums = _gather(parts, matrices, wants)
+            sums = _gather(parts, matrices, wants, products)
     if turned:
         constants = a.head_dim, a.queries, t.cos, t.sin, t.qk_scale
         by_scale = [
@@ -239,16 +234,18 @@ def _through_our_core(inputs: tuple, attended: Tensor, dq, dk, dv, t, need) -> d
     return found
 
 
-def _gather(parts: list[Tensor], matrices: list[Tensor | None], wants: list[Wants]) -> list[Tensor | None]:
+def _gather(
+    parts: list[Tensor], matrices: list[Tensor | None], wants: list[Wants], products: list[Projection]
+) -> list[Tensor | None]:
     """dq, dk and dv become the gradients of the products that gave q, k and v, in ``matrices``; their sums over the
     tokens where several stand in one product with a bias."""
     sums, count = [None] * len(matrices), len(matrices)
-    for i, (matrix, want) in enumerate(zip(matrices, wants, strict=True)):
+    for i, (matrix, want, product) in enumerate(zip(matrices, wants, products, strict=True)):
         mine = parts[i : i + 1] if i < count - 1 else parts[i:]
         if matrix is not None and len(mine) == 1:
             matrices[i] = mine[0]
         elif matrix is not None:
-            sums[i] = side_by_side(mine, matrix, want.bias)
+            sums[i] = side_by_side(mine, matrix, sum_for(want.bias, product.bias))
     return sums
 
 

@@ -7,13 +7,13 @@ every so many tiles of some columns of one matrix. Memory is the limit: 16 x 102
 are 101 MB.
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .device import ceil_div, launch, power_of_2, processors
 from .rows import aligned, alignment
+from .sums import Sum, partial_sums, sums_of
 
 __all__ = ["side_by_side"]
 
@@ -73,19 +73,19 @@ def side_by_side_kernel(
             )  # fmt: skip
 
 
-def side_by_side(parts: list[Tensor], out: Tensor, sum_rows: bool = False) -> Tensor | None:
-    """Writes up to three ``parts (M, any)`` into ``out``, rows without gaps; the sums over the rows, float32, if they
-    are wanted."""
+def side_by_side(parts: list[Tensor], out: Tensor, total: Sum | None = None) -> Tensor | None:
+    """Writes up to three ``parts (M, any)`` into ``out``, rows without gaps; the sum over the rows, if it is
+    wanted."""
     a, b, c = (*parts, None, None)[:3]
     widths, strides = [part.shape[1] for part in parts], [part.stride(0) for part in parts]
     block = min(power_of_2(min(widths)), COLUMNS)
     rows, blocks = TILE // block, sum(ceil_div(width, block) for width in widths)
     walkers = min(ceil_div(out.shape[0], rows), ceil_div(PROGRAMS * processors(out.device), blocks))
-    sums = torch.empty((walkers, sum(widths)), dtype=torch.float32, device=out.device) if sum_rows else None
+    (sums,) = partial_sums([total], (walkers, sum(widths)), out.device)
     launch(
         side_by_side_kernel, walkers * blocks, out.device,
         a, b, c, out, sums, out.shape[0], *(*strides, 0, 0)[:3], out.stride(0),
         A=widths[0], B=sum(widths[1:2]), C=sum(widths[2:]), ALIGN=alignment(*strides, out.stride(0), *widths),
         ROWS=rows, BLOCK=block,
     )  # fmt: skip
-    return None if sums is None else sums.sum(0)
+    return sums_of([sums], [total])[0]

@@ -68,6 +68,8 @@ class Tile(NamedTuple):
     GROUP: int = 8  # rows of tiles that are walked together
     PERSISTENT: bool = False  # as many programs as the device holds, each walking over its share of the tiles
     DESCRIPTORS: bool = False  # operands come by tensor descriptors (TMA) where they can
+    STORES: bool = False  # and results leave by them
+    SLICES: int = 0  # of the tile, one after another in the epilogue; 0: by `slices`
     PARTS: int = 0  # of the sum over k, in "few" and "weight"; 0: by `_parts`
     MAXNREG: int = 0  # NVIDIA: registers of a thread at most, if the epilogue does with them; 0: as many as it wants
 
@@ -83,17 +85,20 @@ class Tile(NamedTuple):
         return min(self.count(M, N), together * processors(device))
 
     def constants(self) -> dict[str, int]:
-        """The arguments of a kernel with a main loop over k, whose epilogue works slice by slice: 16 elements a
-        thread, 8 where registers are few."""
+        """The arguments of a kernel with a main loop over k."""
         return _constants(self)
+
+    @property
+    def slices(self) -> int:
+        """16 elements a thread, 8 where registers are few."""
+        return self.SLICES or max(1, min(self.BM * self.BN // ((256 if self.MAXNREG else 512) * self.num_warps), 8))
 
 
 @functools.cache
 def _constants(tile: Tile) -> dict[str, int]:
-    slices = max(1, min(tile.BM * tile.BN // ((256 if tile.MAXNREG else 512) * tile.num_warps), 8))
     names = ("BM", "BN", "BK", "num_warps", "num_stages", "GROUP", "PERSISTENT")
     bound = {"maxnreg": tile.MAXNREG} if tile.MAXNREG else {}
-    return {**{name: getattr(tile, name) for name in names}, "SLICES": slices, **bound}
+    return {**{name: getattr(tile, name) for name in names}, "SLICES": tile.slices, **bound}
 
 
 class Table(NamedTuple):
