@@ -9,7 +9,7 @@ forward, wider       n = N(x)                                        a row kerne
                      y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
                      y = N(y), post placement                        the same kernel, D > 256: a row kernel
 backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
-                     dz = drop(c g W_out) act'(z), h again, db_in    one product
+                     dz = drop(c g W_out) act'(z), h again, db_in    one product; relu has h and needs no z
                      dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
                      dn = dz W_in                                    a product; without a norm it adds a dy
                      dx = dN(dn) + a dy, norm's parameters           a row kernel
@@ -37,7 +37,7 @@ __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
 class Saved(NamedTuple):
     """What the backward pass may find; empty tensors where ``save`` did not keep it."""
 
-    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), in the dtype of w_in
+    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), relu h itself, in the dtype of w_in
     total: Tensor  # fast, post placement with a norm: the sum before it (..., D), in the dtype of x
 
 

@@ -5,6 +5,9 @@
     backward    dh = drop(c g W_out),  dz = dh act'(z)             g (M, D), W_out (D, F)
                 and in the same pass h again, and db_in = sum over the rows of dz
 
+relu's derivative shows in h: its backward pass reads h where others read z, and writes none. dropout's mask shows there
+too.
+
 2 M D F FLOP each (4 where gated, forward). z and h are M F numbers each way: at D >= 512 the products are the limit,
 below it those bytes, which is why z is only written for a backward pass that wants it. db_in is a partial sum a row of
 tiles, then a reduction: no atomics.
@@ -26,7 +29,7 @@ from .slices import slices
 from .sums import Sum, sums_of
 from .tiles import Tile, cut, tile
 
-__all__ = ["hidden_again", "hidden_backward", "hidden_forward"]
+__all__ = ["hidden_again", "hidden_backward", "hidden_forward", "reads_h"]
 
 
 @triton.jit
@@ -148,7 +151,8 @@ def _write_backward(
         value *= up
         slope *= up
         _write(d_up, dz, sums, row, F + column, rows, F + at, inside, at < F, tile_row, width, STORES)
-    _write(dh * slope, dz, sums, row, column, rows, at, inside, at < F, tile_row, width, STORES)
+    d = tl.where(value <= 0.0, 0.0, dh) if ACTIVATION == "relu" else dh * slope
+    _write(d, dz, sums, row, column, rows, at, inside, at < F, tile_row, width, STORES)
     if h is not None:
         put(h, drop(value, kept, scale, DROP), row, column, rows, at, F, inside, STORES)
 
@@ -166,7 +170,7 @@ def _read_z(z, rows, at, M, F, GATED: tl.constexpr):
 def hidden_backward_kernel(
     g, w, z, dz, h, sums, c, M, F, K, g_stride, w_stride, seed, stream, p, scale, DROP: tl.constexpr,
     ACTIVATION: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, STORES: tl.constexpr, PERSISTENT: tl.constexpr, AHEAD: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, STORES: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: its share of the tiles of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
@@ -175,32 +179,22 @@ def hidden_backward_kernel(
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
         row, column = tile_row * BM, tile_column * BN
-        rows = row + tl.arange(0, BM).to(tl.int64)
-        ahead = ()
-        if AHEAD == 2:
-            for i in tl.static_range(SLICES):
-                ahead = ahead + (
-                    _read_z(z, rows, column + i * (BN // SLICES) + tl.arange(0, BN // SLICES), M, F, GATED),
-                )
         tile = product(
             g, w, row, column, M, F, 0, K, g_stride, w_stride, True, False, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
         )
-        if AHEAD == 1:
-            for i in tl.static_range(SLICES):
-                ahead = ahead + (
-                    _read_z(z, rows, column + i * (BN // SLICES) + tl.arange(0, BN // SLICES), M, F, GATED),
-                )
         parts = slices(tile, BM, BN, SLICES)
+        rows = row + tl.arange(0, BM).to(tl.int64)
+        at = column + tl.arange(0, BN // SLICES)
+        value, up = _read_z(z, rows, at, M, F, GATED)
         for i in tl.static_range(SLICES):
             begin = column + i * (BN // SLICES)
-            at = begin + tl.arange(0, BN // SLICES)
-            if AHEAD:
-                value, up = ahead[i]
-            else:
+            here, up_here, at_here = value, up, at
+            if i + 1 < SLICES:  # under way while this slice is computed
+                at = begin + BN // SLICES + tl.arange(0, BN // SLICES)
                 value, up = _read_z(z, rows, at, M, F, GATED)
             _write_backward(
-                parts[i], value, up, dz, h, sums, c, row, begin, rows, at, tile_row, M, F, seed, stream, p, scale,
-                DROP, ACTIVATION, GATED, STORES,
+                parts[i], here, up_here, dz, h, sums, c, row, begin, rows, at_here, tile_row, M, F,
+                seed, stream, p, scale, DROP, ACTIVATION, GATED, STORES,
             )  # fmt: skip
 
 
@@ -230,9 +224,6 @@ def _write(value, dz, sums, row, column, rows, at, inside, columns_inside, tile_
         tl.store(sums + tl.cast(tile_row, tl.int64) * width + at, tl.sum(value, 0), columns_inside)
 
 
-_AHEAD = 1
-
-
 def _name(activation: str) -> dict:
     return {"ACTIVATION": ACTIVATION_OF_GATE.get(activation, activation), "GATED": activation in ACTIVATION_OF_GATE}
 
@@ -248,15 +239,25 @@ def _tiles_of_parts(count: int) -> Tile:
     return Tile(min(power_of_2(count), 16), 128, 0, 4, 1)
 
 
+def reads_h(activation: str) -> bool:
+    """Whether the backward pass reads h, not z."""
+    return activation == "relu"
+
+
 def hidden_forward(
-    n: Tensor, w_in: Tensor, b_in: Tensor | None, activation: str, dropout: Dropout, z: Tensor | None, keep_h: bool
+    n: Tensor, w_in: Tensor, b_in: Tensor | None, activation: str, dropout: Dropout, kept: Tensor | None, keep_h: bool
 ) -> Tensor | None:
-    """``h (M, F)`` in the dtype of w_in, None where not kept; z goes to ``z`` (M rows of F or 2F), if it is given."""
+    """``h (M, F)`` in the dtype of w_in, None where not wanted; ``kept``, if it is given, gets what the backward pass
+    reads: z (M rows of F or 2F), or h itself."""
     gated = activation in ACTIVATION_OF_GATE
     (count, width), device = n.shape, n.device
     hidden = w_in.shape[0] // 2 if gated else w_in.shape[0]
     w = as_matrix(w_in)
-    h = torch.empty((count, hidden), dtype=w.dtype, device=device) if keep_h else None
+    z, h = kept, None
+    if reads_h(activation) and kept is not None:
+        z, h = None, kept.view(count, hidden)
+    elif keep_h:
+        h = torch.empty((count, hidden), dtype=w.dtype, device=device)
     plan = cut("few", w.dtype, device, count, w.shape[0], width)
     if plan[1] > 1:
         partial, t = product_parts(n, w, (True, True), plan), _tiles_of_parts(count)
@@ -278,7 +279,9 @@ def hidden_forward(
 
 
 def hidden_again(z: Tensor, activation: str, dropout: Dropout) -> Tensor:
-    """``h (M, F)`` from ``z (M, F or 2F)``."""
+    """``h (M, F)`` from ``z (M, F or 2F)``, or from h."""
+    if reads_h(activation):
+        return z
     count = z.shape[0]
     hidden = z.shape[1] // 2 if activation in ACTIVATION_OF_GATE else z.shape[1]
     h = torch.empty((count, hidden), dtype=z.dtype, device=z.device)
@@ -302,8 +305,11 @@ def hidden_backward(
     need_h: bool,
     bias: Sum | None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out."""
+    """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out, and ``z`` is
+    h where :func:`reads_h`."""
     (count, width), hidden, device = g.shape, w_out.shape[1], g.device
+    if reads_h(activation):  # it is 0 where dropped
+        c, dropout = c * dropout.scale, Dropout.of(0.0, None, 0)
     w = as_matrix(w_out)
     plan = cut("few", w.dtype, device, count, hidden, width)
     if plan[1] > 1:
@@ -312,7 +318,7 @@ def hidden_backward(
         bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
         t = _tile("hidden_backward", w, count, hidden, width, bound)
     dz = torch.empty_like(z) if need_z else None
-    h = torch.empty((count, hidden), dtype=z.dtype, device=device) if need_h else None
+    h = torch.empty((count, hidden), dtype=z.dtype, device=device) if need_h and not reads_h(activation) else None
     sums = None
     if bias is not None:
         sums = torch.empty((ceil_div(count, t.BM), z.shape[1]), dtype=torch.float32, device=device)
@@ -329,7 +335,7 @@ def hidden_backward(
         launch(
             hidden_backward_kernel, t.programs(count, hidden, device), device,
             *operands, z, *results, sums, c, count, hidden, width, g.stride(0), w.stride(0),
-            *dropout, DROP=dropout.drops, AHEAD=_AHEAD,
+            *dropout, DROP=dropout.drops,
             **_name(activation), PRECISION=precision(w.dtype), **constants, **stores, **t.constants(),
         )  # fmt: skip
-    return dz, h, *sums_of([sums], [bias])
+    return dz, z if need_h and reads_h(activation) else h, *sums_of([sums], [bias])
