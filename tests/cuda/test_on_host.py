@@ -131,14 +131,16 @@ DRIVERS = {  # a source -> the program that runs its kernels
     "rows.h": "NORMALIZE_STEP",
     "normalize_step.cu": "NORMALIZE_STEP",
     "norm_rows.cu": "NORM_ROWS",
-    "ffn_step.cu": "FFN_STEP",
+    "ffn_step.cu": "FFN_FORWARD",
+    "ffn_step_backward.cu": "FFN_BACKWARD",
     "sphere.h": "SPHERE_FORWARD",
     "sphere_attend_step.cu": "SPHERE_FORWARD",
     "sphere_attend_step_backward.cu": "SPHERE_BACKWARD",
 }
 MAIN = {
     "NORM_ROWS": "norm_rows.cu",
-    "FFN_STEP": "ffn_step.cu",
+    "FFN_FORWARD": "ffn_step.cu",
+    "FFN_BACKWARD": "ffn_step_backward.cu",
     "NORMALIZE_STEP": "normalize_step.cu",
     "SPHERE_FORWARD": "sphere_attend_step.cu",
     "SPHERE_BACKWARD": "sphere_attend_step_backward.cu",
