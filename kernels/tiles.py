@@ -56,6 +56,8 @@ PRODUCTS = (
     "narrow_dropout",
 )
 REACH = 2.0  # octaves
+MOST_PARTS = 32
+_MULTIPLIED = {"16-bit": 2048, "tf32": 1024, "float32": 128}  # products of numbers a clock and processor
 REGISTERS = 65536  # of a processor, 32 bits each
 
 
@@ -172,10 +174,24 @@ def cut(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, 
 @functools.lru_cache(1 << 14)
 def _cut(tried: Tile | None, product: str, operand: str, on: Target, M: int, N: int, K: int) -> tuple[Tile, int, int]:
     tiles = (tried,) if tried else _row(product, operand, on, (M, N, K))
-    plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
-    t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
+    if product == "weight":
+        plans = [(t, n) for t in tiles for n in ((t.PARTS,) if t.PARTS else range(1, min(MOST_PARTS, K // 512) + 1))]
+        plans = plans or [(tiles[-1], 1)]
+        t, parts = min(plans, key=lambda plan: _clocks(*plan, operand, M, N, K, on.processors))
+    else:
+        plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
+        t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
     part = max(ceil_div(ceil_div(K, parts), t.BK), 1) * t.BK
     return t, max(ceil_div(K, part), 1), part
+
+
+def _clocks(t: Tile, parts: int, operand: str, M: int, N: int, K: int, processors: int) -> float:
+    """About how many clocks a gradient of a weight takes: tiles in waves, each as long as its products or as its
+    operands take to come from L2; the parts, written and read in float32, and the launch that adds them. The numbers
+    are a Hopper's; what they weigh against each other is much the same elsewhere."""
+    term = max(t.BM * t.BN / _MULTIPLIED[operand], (t.BM + t.BN) * (2 if operand == "16-bit" else 4) / 48)
+    clocks = ceil_div(parts * t.count(M, N), processors) * (K / parts * term + 2000)
+    return clocks if parts == 1 else clocks + parts * M * N * 8 / (18 * processors) + 4000
 
 
 def _parts(t: Tile, M: int, N: int, K: int, processors: int) -> int:

@@ -126,5 +126,9 @@ def test_a_sum_is_cut_where_few_tiles_would_leave_processors_idle():
     assert planned("few", 16384, 1024, 4096)[1] == 1
     t, parts, part = planned("weight", 256, 1024, 16384)
     assert (t.BM, t.BN, parts, part) == (128, 128, 8, 2048)
+    for shape in ((1536, 512), (3072, 1024), (512, 512), (1024, 4096)):  # waves are nearly full
+        t, parts, _ = planned("weight", *shape, 16384)
+        programs = parts * t.count(*shape)
+        assert programs >= 0.9 * 132 * -(-programs // 132) and t.BM * t.BN >= 128 * 128
     with recording("sm90", 132):  # 128 large tiles for 132 processors are enough
         assert tile("weight", torch.bfloat16, torch.device("meta"), 1024, 4096, 16384).BN == 256
