@@ -130,7 +130,7 @@ def _along_queries(
 ):  # fmt: skip
     """The queries in [begin, end): ``(sum_i a_ij q_i, sum_i e_ij g_i)``."""
     rows = tl.arange(0, BN)
-    for start in tl.range(begin, end, BN, num_stages=1 if MASKED else None):
+    for start in range(begin, end, BN):
         first = tl.cast(start, tl.int64)
         qs = load_points(q + first * E, rows, tl.arange(0, BE), N - start, E, BE, MASKED)
         gs = load_points(g + first * D, rows, tl.arange(0, BD), N - start, D, BD, MASKED)
