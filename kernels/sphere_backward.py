@@ -130,22 +130,25 @@ def _along_queries(
 ):  # fmt: skip
     """The queries in [begin, end): ``(sum_i a_ij q_i, sum_i e_ij g_i)``."""
     rows = tl.arange(0, BN)
-    for start in tl.range(begin, end, BN, num_stages=1 if MASKED else None):
-        first = tl.cast(start, tl.int64)
-        qs = load_points(q + first * E, rows, tl.arange(0, BE), N - start, E, BE, MASKED)
-        gs = load_points(g + first * D, rows, tl.arange(0, BD), N - start, D, BD, MASKED)
+    q += tl.cast(begin, tl.int64) * E
+    g += tl.cast(begin, tl.int64) * D
+    for start in range(begin, end, BN):
+        qs = load_points(q, rows, tl.arange(0, BE), N - start, E, BE, MASKED)
+        gs = load_points(g, rows, tl.arange(0, BD), N - start, D, BD, MASKED)
         s = dot(k, tl.trans(qs), tl.zeros((BM, BN), tl.float32), PRECISION)
         there = (rows < N - start) if MASKED else None
-        shifts = tl.load(shift + first + rows, there, 0.0 if MASKED else None)
+        shifts = tl.load(shift + start + rows, there, 0.0 if MASKED else None)
         e = tl.exp2(s * scale - shifts[None, :])
         if MASKED:
             e = tl.where(sees((start + rows)[None, :], keys[:, None], N, M, CAUSAL), e, 0.0)
         if NEED_V:
             dv = dot(rounded(e, gs.dtype), gs, dv, PRECISION)
         if NEED_K:
-            offsets = tl.load(offset + first + rows, there, 0.0 if MASKED else None)
+            offsets = tl.load(offset + start + rows, there, 0.0 if MASKED else None)
             a = e * (dot(v, tl.trans(gs), tl.zeros((BM, BN), tl.float32), PRECISION) - offsets[None, :])
             dk = dot(rounded(a, qs.dtype), qs, dk, PRECISION)
+        q += BN * E
+        g += BN * D
     return dk, dv
 
 

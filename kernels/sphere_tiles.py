@@ -54,7 +54,7 @@ TILES: dict[tuple[str, int], dict[int, dict[str, tuple[Tile, ...]]]] = {
         64: {
             "forward": (Tile(128, 64, 0, 8, 3), Tile(64, 64, 0, 4, 3)),
             "queries": (Tile(64, 64, 0, 4, 2),),
-            "keys": (Tile(64, 64, 0, 4, 2),),
+            "keys": (Tile(64, 32, 0, 4, 2),),
             "points": (Tile(64, 32, 0, 4, 2),),
         },
         128: {
