@@ -18,7 +18,7 @@ constexpr int64_t kTokenSegment = 128;  // tokens, a whole panel at least; pairs
 #if defined(__FMA__) || defined(__aarch64__)
 constexpr int64_t kChain = kSegment;
 #else
-constexpr int64_t kChain = 16;  // of a segment, where products are rounded before they are added
+constexpr int64_t kChain = 8;  // of a segment, where products are rounded before they are added
 #endif
 static_assert(kSegment % kChain == 0);
 #if defined(__AVX512F__)
