@@ -29,6 +29,7 @@ from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
 from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
 from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
+from .sums import Sum, sums_of
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -141,7 +142,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     partial = None
     if need_step:
         shape = (programs, width) if kind == STEP_CHANNELS.value else (programs,)
-        partial = torch.zeros(shape, dtype=torch.float32, device=x.device)
+        new = torch.zeros if tiles.wide else torch.empty  # the wide kernel adds to it
+        partial = new(shape, dtype=torch.float32, device=x.device)
     kernel = step_backward_wide if tiles.wide else step_backward
     launch(
         kernel, programs, x.device,
@@ -150,4 +152,5 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
         ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
-    return grad_x, type(tensors)(grad_u, None if partial is None else partial.sum(0))
+    wanted = Sum(tensors.step_tensor.dtype) if need_step else None
+    return grad_x, type(tensors)(grad_u, *sums_of([partial], [wanted]))

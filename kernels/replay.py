@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_core import settings
 from .device import Launch, Start, recording, target
 from .tiles import in_use, precision
 
@@ -39,6 +40,14 @@ _VIEWS = (
     _aten.as_strided.default,
     _aten.alias.default,
     _aten.detach.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.expand.default,
+    _aten.unsqueeze.default,
+    _aten.t.default,
+    _aten.transpose.int,
 )
 
 
@@ -57,7 +66,7 @@ class Recorded:
         if self._dtype is None:
             narrow = all(t.dtype != torch.float32 for t in (x, *arguments) if isinstance(t, Tensor))
             self._dtype = x.dtype if narrow else torch.float32
-        facts = target(x.device), precision(self._dtype), in_use()
+        facts = target(x.device), precision(self._dtype), in_use(), settings()
         replay = self._replays.get(facts)
         if replay is None:
             replay = self._replays[facts] = _record(self._function, x, *arguments) or self._function
@@ -106,6 +115,8 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
     memories = [v.untyped_storage() if isinstance(v, Tensor) else None for v in values]
     single = isinstance(outputs, Tensor)
     returned = {_number(y, values, memories): y for y in ([outputs] if single else outputs)}
+    if not all(_begins(y, values[number]) for number, y in returned.items()):
+        raise _Unknown  # a part of a buffer
     wanted = tuple(returned)
     if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
@@ -120,15 +131,22 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         plan.append((start, _picker(numbers), result, done))
         last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
 
-    def number_of(argument: object) -> int:
-        if isinstance(argument, Tensor):
-            return _number(argument, values, memories)
-        if not isinstance(argument, TensorDescriptor):
-            return next(constant)
-        base = _number(argument.base, values, memories)
+    def made(how: Callable, of: int) -> int:
+        """The number of what ``how`` makes of a value."""
         values.append(None)
-        add(_describer(argument), (base,), len(values) - 1)
+        memories.append(None)
+        add(how, (of,), len(values) - 1)
         return len(values) - 1
+
+    def number_of(argument: object) -> int:
+        if isinstance(argument, TensorDescriptor):
+            return made(_describer(argument), number_of(argument.base))
+        if not isinstance(argument, Tensor):
+            return next(constant)
+        number = _number(argument, values, memories)
+        if _begins(argument, values[number]):
+            return number
+        return made(_viewer(argument, values[number]), number)
 
     for step in steps:
         if isinstance(step, Launch):
@@ -175,6 +193,12 @@ def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
     return describe
 
 
+def _viewer(like: Tensor, of: Tensor) -> Callable[[Tensor], Tensor]:
+    """Views of other tensors that lie in them as ``like`` does in ``of``: a matrix's last columns, say."""
+    size, stride, offset = like.shape, like.stride(), like.storage_offset() - of.storage_offset()
+    return lambda t: t.as_strided(size, stride, t.storage_offset() + offset)
+
+
 def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:
     """The values with these numbers."""
     if len(numbers) > 1:
@@ -187,12 +211,17 @@ def _same(t: Tensor) -> Tensor:
 
 
 def _number(tensor: Tensor, values: Sequence, memories: Sequence) -> int:
-    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's; ``memories`` are theirs."""
+    """Which of ``values`` the tensor is or lies in, in memory that is no other's; ``memories`` are theirs."""
     for number, value in enumerate(values):
         if value is tensor:
             return number
     memory = tensor.untyped_storage()
     found = [number for number, other in enumerate(memories) if other is memory]
-    if len(found) != 1 or values[found[0]].data_ptr() != tensor.data_ptr() or values[found[0]].dtype != tensor.dtype:
+    if len(found) != 1 or values[found[0]].dtype != tensor.dtype:
         raise _Unknown
     return found[0]
+
+
+def _begins(tensor: Tensor, value: Tensor) -> bool:
+    """Whether it begins where the value does: all that a kernel asks of a tensor."""
+    return tensor.data_ptr() == value.data_ptr()
