@@ -48,7 +48,7 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
         },
         "queries": {
             **dict.fromkeys((16, 32, 64), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
-            128: (Tile(64, 64, 0, 4, 2),),
+            128: (Tile(128, 32, 0, 8, 2),),
             256: (Tile(64, 32, 0, 8, 2),),
         },
         "keys": {
@@ -59,6 +59,11 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
         "forward_masked": {
             **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
             256: (Tile(64, 32, 0, 8, 2),),
+        },
+        "keys_masked": {
+            **dict.fromkeys((16, 32, 64), (Tile(32, 128, 0, 8, 2),)),
+            128: (Tile(16, 128, 0, 8, 2),),
+            256: (Tile(16, 64, 0, 8, 2),),
         },
         "forward_dropout": {
             **dict.fromkeys((16, 32, 64, 128), (Tile(128, 32, 0, 8, 2),)),

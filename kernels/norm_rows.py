@@ -21,7 +21,7 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
-from .rows import Rows, alignment, offsets, row_tiles
+from .rows import STAGES, Rows, alignment, offsets, row_tiles
 from .sums import Sum, partial_sums, sums_of
 
 __all__ = ["normalize_rows", "normalize_rows_backward"]
@@ -50,7 +50,7 @@ def norm_forward(
 def norm_backward(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
-    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr,
+    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; the sums are (programs, D)."""
@@ -58,7 +58,7 @@ def norm_backward(
     by_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     by_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     by_output = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
         g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
@@ -144,7 +144,7 @@ def normalize_rows_backward(
     launch(
         norm_backward_wide if tiles.wide else norm_backward, programs, device,
         grad.tensor, x.tensor, weight, None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
-        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual,
+        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual, STAGES=STAGES,
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -72,7 +72,7 @@ def _add(sums, values, columns, D: tl.constexpr):
 def norm_backward_wide(
     grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
-    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr,
+    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)

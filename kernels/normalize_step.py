@@ -27,7 +27,7 @@ from torch import Tensor
 from .device import ceil_div, launch, why_not_on
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
-from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
+from .rows import LONGEST, STAGES, alignment, as_rows, offsets, row_tiles
 from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
 from .sums import Sum, sums_of
 
@@ -77,14 +77,14 @@ def step_backward(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, STAGES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep."""
     columns = tl.arange(0, BLOCK)
     c = read_step(step_pointer, step, columns, D, STEP)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
         g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
@@ -150,7 +150,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
         *gs[2:], *xs[2:], *us[2:],
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
+        STAGES=STAGES, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
+        ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     wanted = Sum(tensors.step_tensor.dtype) if need_step else None
     return grad_x, type(tensors)(grad_u, *sums_of([partial], [wanted]))

@@ -55,22 +55,26 @@ def prepared_backward(backend: str, operator: str) -> Callable:
     """The raw backward operator without torch's dispatcher, for calls of one signature; what is not needed may be
     None."""
     record = RECORDED.get(backend)
-    return BACKWARD[backend, operator] if record is None else _Backward(_GRADIENTS[backend, operator], record)
+    if record is None:
+        return BACKWARD[backend, operator]
+    first = len(definition(operator).Tensors._fields)
+    return _Backward(_GRADIENTS[backend, operator], record, slice(first, first + SAVED[backend, operator]))
 
 
 class _Backward:
-    """Plans of a backward operator, one for each layout of the gradient and each set of needs: the rest follows from
-    the forward call's signature."""
+    """Plans of a backward operator, one for each layout of the gradient, each set of needs and what was saved, which a
+    backend's settings may change: the rest follows from the forward call's signature."""
 
     _MOST = 16  # plans; those that come after them are not kept
 
-    def __init__(self, gradients: Callable, record: Callable):
-        self._gradients, self._record = gradients, record
+    def __init__(self, gradients: Callable, record: Callable, saved: slice):
+        self._gradients, self._record, self._saved = gradients, record, saved
         self._plans: dict[tuple, Callable] = {}
 
     def __call__(self, grad: Tensor, needs: list[bool], x: Tensor, *arguments) -> list[Tensor | None]:
         tensors = [t for t in (grad, x, *arguments) if isinstance(t, Tensor)]
         key = (*needs, grad.dtype, grad.stride(), *[t.data_ptr() % 16 for t in tensors])
+        key += tuple([t.shape for t in arguments[self._saved]])
         if any(t is grad for t in tensors[1:]):
             key = (*key, [t is grad for t in tensors].index(True, 1))
         plan = self._plans.get(key)
