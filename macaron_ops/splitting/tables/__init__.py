@@ -1,0 +1,6 @@
+"""The tables: coefficients, orders, sources. A new scheme is one entry of one of these files."""
+
+from .compositions import COMPOSITIONS
+from .sums import SUMS
+
+__all__ = ["COMPOSITIONS", "SUMS"]
