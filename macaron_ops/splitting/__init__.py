@@ -13,6 +13,7 @@ from .problems import PROBLEMS, Problem
 from .retraction import tangent, to_sphere
 from .scheme import AffineSplitting, Cost, Scheme, Splitting, Stage
 from .substeps import RUNGE_KUTTA, Operator, RungeKutta, bracket
+from .tables import sandwich
 
 __all__ = [
     "CATALOGUE",
@@ -34,6 +35,7 @@ __all__ = [
     "integrate",
     "observed_order",
     "register",
+    "sandwich",
     "tangent",
     "to_sphere",
     "work_precision",
