@@ -57,11 +57,8 @@ class _Terms:
                 first same as last). Exact for exact flows alone. The terms of a sum begin at the same x, so that
                 nothing of one step merges with the next.
         """
-        if isinstance(self, Splitting):
-            stages = merged(self.stages * steps) if merge else self.stages * steps
-            return Cost(*(sum(stage[0] == o for stage in stages) for o in OPERATORS))
-        terms = [merged(stages) if merge else stages for _, stages in self.weighted]
-        return Cost(*(steps * sum(stage[0] == o for stages in terms for stage in stages) for o in OPERATORS))
+        runs = [merged(run) if merge else run for run in self._runs(steps)]
+        return Cost(*(sum(stage[0] == o for run in runs for stage in run) for o in OPERATORS))
 
     @property
     def is_real(self) -> bool:
@@ -107,8 +104,15 @@ class _Terms:
         """
         n = self.order + 1
         errors = order_errors(self.weighted, n)
-        chosen = lyndon_words(n) if isinstance(self, Splitting) else words([n])
-        return math.factorial(n) * math.sqrt(sum(abs(complex(errors[word])) ** 2 for word in chosen))
+        return math.factorial(n) * math.sqrt(sum(abs(complex(errors[word])) ** 2 for word in self._independent(n)))
+
+    def _runs(self, steps: int) -> list[tuple[Stage, ...]]:
+        """The stages of several steps, as far as they follow one another."""
+        raise NotImplementedError
+
+    def _independent(self, length: int) -> list[str]:
+        """Words of this length whose errors determine those of all others."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,12 @@ class Splitting(_Terms):
     @property
     def weighted(self) -> tuple[tuple[float, tuple[Stage, ...]], ...]:
         return ((1.0, self.stages),)
+
+    def _runs(self, steps: int) -> list[tuple[Stage, ...]]:
+        return [self.stages * steps]
+
+    def _independent(self, length: int) -> list[str]:
+        return lyndon_words(length)
 
     @property
     def is_symmetric(self) -> bool:
@@ -207,6 +217,12 @@ class AffineSplitting(_Terms):
     @property
     def weighted(self) -> tuple[tuple[float, tuple[Stage, ...]], ...]:
         return self.terms
+
+    def _runs(self, steps: int) -> list[tuple[Stage, ...]]:
+        return [stages for _, stages in self.terms] * steps
+
+    def _independent(self, length: int) -> list[str]:
+        return words([length])
 
     def swap(self) -> "AffineSplitting":
         """A and B in each other's place."""
