@@ -15,12 +15,13 @@ from ..options import Options
 
 TITLE = "Orders, stated and shown"
 TEXT = (
-    "Each scheme on two nonlinear fields that do not commute (macaron_ops.splitting.problems, flat and "
-    "sphere): the least-squares slope of log error against log h. With Euler substeps every splitting is of order 1, "
-    "however high its own order is; only lie_richardson2 reaches 2. An order is reached where the "
-    "substeps have it too. "
-    "leading error: that of order p + 1 by its coefficients, for sums over all words, so not "
-    "comparable with the others'."
+    "Each scheme on two nonlinear fields that do not commute (macaron_ops.splitting.problems, flat and sphere): the "
+    "least-squares slope of log error against log h. The order is the lower of the scheme's and the substeps', so with "
+    "Euler substeps every splitting is of order 1, however high its own order is; only lie_richardson2, an "
+    "extrapolation, reaches 2. A slope is that of its range of h: where a scheme's own error is large (Yoshida's) or a "
+    "substep's cancels in part, the lower order shows only at smaller steps, and the slope lies "
+    "above it. leading error: "
+    "that of order p + 1 by its coefficients; for sums over all words, so not to be compared with a composition's."
 )
 
 SUBSTEPS = (*RUNGE_KUTTA, EXACT)

@@ -41,9 +41,9 @@ def plots(name: str, data: Data) -> list[Plot]:
 
 def _orders(data: Data) -> list[Plot]:
     caption = (
-        "Observed order of each scheme with each kind of substep, on nonlinear fields that do not "
-        "commute: the lower of "
-        "the scheme's order and the substeps', but for lie_richardson2. Empty: it cannot be (a commutator has no flow)."
+        "Observed order of each scheme (its own in brackets) with each kind of substep, on nonlinear "
+        "fields that do not "
+        "commute. A dash: there is no exact flow of a commutator or of A + B."
     )
     return [Plot("schemes-orders", caption, lambda theme: _matrix(data, theme))]
 
