@@ -1,7 +1,7 @@
 """macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
 
 from . import _rooms  # noqa: F401 - the first: the others import what it finds
-from .integrations import replace_layers, restore_layers
+from .integrations import replace_layers, restore_layers, splitting_error
 from .ops import (
     BackendError,
     Explanation,
@@ -32,6 +32,7 @@ __all__ = [
     "restore_layers",
     "sphere_attend_step",
     "split_layer",
+    "splitting_error",
     "substep",
     "use_backend",
 ]

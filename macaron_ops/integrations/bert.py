@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from macaron_ops.nn.parts import class_name, why_not_part
-from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
+from macaron_ops.ops import Substep, attend_step, ffn_step, split_layer, substep
 
 from .family import Family, activation_name, why_not_activation
 
@@ -79,34 +79,34 @@ class _FusedBert:
         **kwargs: object,
     ) -> Tensor:
         _check_call(self, attention_mask, past_key_values=past_key_values, **kwargs)
+        return split_layer(hidden_states, self.substeps(attention_mask), save=self.save)
+
+    def substeps(self, attention_mask: Tensor | None) -> list[Substep]:
+        """A, B."""
         attention, own = self.attention, self.attention.self
-        return split_layer(
-            hidden_states,
-            [
-                substep(
-                    attend_step,
-                    (own.query.weight, own.key.weight, own.value.weight),
-                    (own.query.bias, own.key.bias, own.value.bias),
-                    attention.output.dense.weight,
-                    attention.output.dense.bias,
-                    own.num_attention_heads,
-                    **_post_norm(attention.output),
-                    attn_mask=_blocked(attention_mask),
-                    scale=own.scaling,
-                    attention_dropout=own.dropout.p if own.training else 0.0,
-                ),
-                substep(
-                    ffn_step,
-                    self.intermediate.dense.weight,
-                    self.intermediate.dense.bias,
-                    self.output.dense.weight,
-                    self.output.dense.bias,
-                    **_post_norm(self.output),
-                    activation=activation_name(self.intermediate.intermediate_act_fn),
-                ),
-            ],
-            save=self.save,
-        )
+        return [
+            substep(
+                attend_step,
+                (own.query.weight, own.key.weight, own.value.weight),
+                (own.query.bias, own.key.bias, own.value.bias),
+                attention.output.dense.weight,
+                attention.output.dense.bias,
+                own.num_attention_heads,
+                **_post_norm(attention.output),
+                attn_mask=_blocked(attention_mask),
+                scale=own.scaling,
+                attention_dropout=own.dropout.p if own.training else 0.0,
+            ),
+            substep(
+                ffn_step,
+                self.intermediate.dense.weight,
+                self.intermediate.dense.bias,
+                self.output.dense.weight,
+                self.output.dense.bias,
+                **_post_norm(self.output),
+                activation=activation_name(self.intermediate.intermediate_act_fn),
+            ),
+        ]
 
 
 def _post_norm(output: nn.Module) -> dict[str, object]:

@@ -6,8 +6,10 @@ from .ffn_step import FFNStep
 from .language_model import MacaronLM
 from .lie_trotter import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from .macaron import MacaronDecoderLayer, MacaronEncoderLayer
+from .momentum import MomentumStack
 from .norm import SphereNorm
 from .split_layer import SplitLayer
+from .split_stack import SplitStack
 from .stacks import MacaronDecoder, MacaronEncoder
 from .transformer import MacaronTransformer
 
@@ -22,7 +24,9 @@ __all__ = [
     "MacaronEncoderLayer",
     "MacaronLM",
     "MacaronTransformer",
+    "MomentumStack",
     "SphereNorm",
     "SplitLayer",
+    "SplitStack",
     "TokenEmbedding",
 ]
