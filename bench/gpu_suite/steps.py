@@ -76,7 +76,7 @@ STEPS = (
     Step(
         "ffn",
         "ffn_step over 16,384 tokens against eager, torch.compile and the bare products",
-        seconds=150,
+        seconds=110,
         least=40,
         limit=400,
         command=_in_bfloat16("ops", "triton", "ops/ffn_step "),
@@ -102,7 +102,7 @@ STEPS = (
     Step(
         "layers",
         "Lie-Trotter and Strang layers, each operator on its best backend",
-        seconds=150,
+        seconds=200,
         least=60,
         limit=600,
         command=_in_bfloat16("layers", "auto"),
