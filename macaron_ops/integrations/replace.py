@@ -14,13 +14,37 @@ from macaron_ops.nn.parts import class_name
 from macaron_ops.ops.checks import choice
 from macaron_ops.ops.run import SAVE
 
-from . import bert, torch_transformer
+from . import (
+    bert,
+    conformer,
+    distilbert,
+    fast_conformer,
+    gemma3n_audio,
+    gpt2,
+    llama,
+    speech_conformer,
+    torch_transformer,
+    vit,
+    whisper,
+)
 from .family import Family, why_not_weights
 from .report import Left, Replaced, Report
 
 __all__ = ["FAMILIES", "replace_layers", "restore_layers"]
 
-FAMILIES: tuple[Family, ...] = (torch_transformer.FAMILY, bert.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    torch_transformer.FAMILY,
+    bert.FAMILY,
+    distilbert.FAMILY,
+    vit.FAMILY,
+    whisper.FAMILY,
+    gpt2.FAMILY,
+    llama.FAMILY,
+    conformer.FAMILY,
+    fast_conformer.FAMILY,
+    *speech_conformer.FAMILIES,
+    gemma3n_audio.FAMILY,
+)
 _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
 
 # What a replaced layer remembers, in its __dict__.
@@ -128,11 +152,11 @@ def _find(layer: nn.Module, chosen: dict[str, Family]) -> tuple[Family, type[nn.
 
 def _why_not(layer: nn.Module, family: Family, original: type[nn.Module]) -> str | None:
     cls = type(layer)
-    if cls is family.fused(original):
+    if cls is not original:
+        if cls is not family.fused(original):
+            return f"a subclass of {original.__name__}, which may do something else"
         if _ORIGINAL not in layer.__dict__:
             return "fused already: it was built so"
-    elif cls is not original:
-        return f"a subclass of {original.__name__}, which may do something else"
     if "forward" in layer.__dict__:
         return _OWN_FORWARD
     return why_not_weights(layer) or family.why_not(layer)
