@@ -22,9 +22,12 @@ from . import (
     gemma3n_audio,
     gpt2,
     llama,
+    lucidrains_conformer,
     registered,
     speech_conformer,
+    speechbrain_conformer,
     torch_transformer,
+    torchaudio_conformer,
     vit,
     whisper,
 )
@@ -45,6 +48,9 @@ FAMILIES: tuple[Family, ...] = (
     fast_conformer.FAMILY,
     *speech_conformer.FAMILIES,
     gemma3n_audio.FAMILY,
+    torchaudio_conformer.FAMILY,
+    speechbrain_conformer.FAMILY,
+    lucidrains_conformer.FAMILY,
     registered.FAMILY,
 )
 _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
