@@ -28,7 +28,8 @@ _BUDGETS = {
 @dataclass(frozen=True)
 class Options:
     """`effort` is quick, normal or full; `filters` are substrings or globs of which a measurement must match one;
-    `backends` of macaron_ops are measured, by default those that group.backend_names chooses."""
+    `backends` of macaron_ops are measured, by default those that group.backend_names chooses; `models` are the families
+    that the suite `model` measures instead of the trained MiniLM."""
 
     device: torch.device = torch.device("cpu")
     effort: str = "normal"
@@ -37,6 +38,7 @@ class Options:
     seed: int = 0
     compile: bool = True
     backends: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -62,5 +64,6 @@ class Options:
             "seed": self.seed,
             "compile": self.compile,
             "backends": list(self.backends),
+            "models": list(self.models),
             "budget": vars(self.budget),
         }

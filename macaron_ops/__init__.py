@@ -1,7 +1,7 @@
 """macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
 
 from . import _rooms  # noqa: F401 - the first: the others import what it finds
-from .integrations import register_ffn, replace_layers, restore_layers
+from .integrations import register_ffn, replace_layers, restore_layers, to_strang
 from .ops import (
     BackendError,
     Explanation,
@@ -34,5 +34,6 @@ __all__ = [
     "sphere_attend_step",
     "split_layer",
     "substep",
+    "to_strang",
     "use_backend",
 ]

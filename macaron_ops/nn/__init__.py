@@ -6,12 +6,14 @@ from .ffn_step import FFNStep
 from .language_model import MacaronLM
 from .lie_trotter import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from .macaron import MacaronDecoderLayer, MacaronEncoderLayer
+from .ngpt import NGPT, NGPTLayer, keep_normalized
 from .norm import SphereNorm
 from .split_layer import SplitLayer
 from .stacks import MacaronDecoder, MacaronEncoder
 from .transformer import MacaronTransformer
 
 __all__ = [
+    "NGPT",
     "AttendStep",
     "FFNStep",
     "LieTrotterDecoderLayer",
@@ -22,7 +24,9 @@ __all__ = [
     "MacaronEncoderLayer",
     "MacaronLM",
     "MacaronTransformer",
+    "NGPTLayer",
     "SphereNorm",
     "SplitLayer",
     "TokenEmbedding",
+    "keep_normalized",
 ]

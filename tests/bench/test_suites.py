@@ -8,7 +8,7 @@ import torch
 from macaron_ops import BackendError
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
 from macaron_ops.bench.options import Options
-from macaron_ops.bench.suites import model, ops
+from macaron_ops.bench.suites import families, model, ops
 from macaron_ops.ops import dispatch
 from macaron_ops.ops import run as run_of_ops
 
@@ -275,3 +275,29 @@ def test_the_model_agrees_before_and_after(minilm, tiny, tmp_path, measured, mon
 def test_disagreement_is_one_minus_cosine():
     a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 5.0]])
     assert model.disagreement(a, b) == pytest.approx(1 - 2**-0.5)
+
+
+@pytest.mark.parametrize("name", families.SPECS)
+def test_families_are_the_same_before_and_after(name, tmp_path, measured, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    options = dataclasses.replace(QUICK, models=(name,), backends=("auto",))
+    rows = run(runner.select(suites.groups(["model"], options), options), options, tmp_path, measured)
+    assert [(row["variant"], row["pass"], row["status"]) for row in rows] == [
+        (variant, direction, "ok")
+        for direction in ("forward", "forward+backward")
+        for variant in (group.BEFORE, f"{group.AFTER} auto")
+    ]
+    assert all(row["check"]["error"] <= row["check"]["allowed"] for row in rows if row["variant"] != group.BEFORE)
+
+
+def test_a_family_that_is_replaced_wrongly_has_no_speed(tmp_path, measured, monkeypatch):
+    pytest.importorskip("transformers")
+    from macaron_ops.integrations import llama
+
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    right = llama.ffn_step
+    monkeypatch.setattr(llama, "ffn_step", lambda *args, step, **kwargs: right(*args, step=0.9, **kwargs))
+    options = dataclasses.replace(QUICK, models=("llama",), backends=("auto",), filters=("llama/float32/forward/*",))
+    rows = run(runner.select(suites.groups(["model"], options), options), options, tmp_path, measured)
+    assert [row["status"] for row in rows] == ["ok", "wrong"]
