@@ -17,7 +17,7 @@ SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print
 help:
 	@echo "make bench     time Lie-Trotter and Strang layers and a real model: tables, plots, report.html in results/"
 	@echo "make test      run the tests (eight minutes on 2 cores, 20 at most)"
-	@echo "make native    build what changed in csrc/ (make bench and make test do it first)"
+	@echo "make native    build what changed in csrc/ (make bench and make test do it first); cuda where nvcc and a GPU's torch are"
 	@echo "make emulate   the tests of the operators on the AVX-512 kernels, emulated with AVX2"
 	@echo "make sanitize  the tests of the operators on a library with AddressSanitizer and UBSan (needs GCC)"
 	@echo "make check     formatting and lint, changing nothing;  make format  formats and mends"
@@ -33,6 +33,7 @@ bench: native
 	@$(OFFLINE) $(VENV)/bin/macaron-ops bench main $(ARGS)
 
 test: native
+	@$(VENV)/bin/python tools/build_native.py --cuda-on-host
 	@$(OFFLINE) $(VENV)/bin/python -m pytest -n auto --maxprocesses=4 --durations=5 $(ARGS)
 
 native: $(READY)

@@ -41,7 +41,7 @@ class Goal:
     tokens: int | None = None
 
 
-NATIVE, TRITON = f"{OURS} native", f"{OURS} triton"
+NATIVE, TRITON, AUTO = f"{OURS} native", f"{OURS} triton", f"{OURS} auto"
 LIE_TROTTER = f"{EAGER} Lie-Trotter"
 _FORWARD, _TRAINING = "forward", "forward+backward"
 _SPACE = ("ops", "sphere_attend_step D=3", "float32")
@@ -55,6 +55,7 @@ _MODEL = ("model", "MiniLM-L6 *")
 _MANY_TOKENS = {"of": WORST, "tokens": 16384}
 _WIDE, _CONFORMERS = "ffn_step wmt-big*", "ffn_step conformer-*"
 _ROWS = ("normalize_step", "layer_norm")
+_SPHERE = ("ops", "sphere_attend_step D=64, 65,536 particles")
 _SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
 
 
@@ -68,7 +69,20 @@ def _rows(kernel: str, size: str, direction: str, over: str | None, bound: float
     return Goal(f"{kernel}, {_SIZES[size]}", where, TRITON, over, bound, figure, of=WORST)
 
 
+def _long_layer(width: int, variant: str, over: str, bound: float, figure: str = SPEED) -> Goal:
+    where = ("layers", f"long-{width}", "bfloat16", _TRAINING)
+    return Goal(f"layer, D={width}, 1,024 tokens", where, f"{AUTO}{variant}", over, bound, figure)
+
+
 _GPU_GOALS = (
+    *(
+        _long_layer(width, " Strang", over, bound)
+        for width, by_eager in ((512, 1.5), (1024, 1.3))
+        for over, bound in ((LIE_TROTTER, by_eager), (f"{COMPILED} Lie-Trotter", 1.1))
+    ),
+    *(_long_layer(width, " Strang", LIE_TROTTER, 0.7, ACTIVATIONS) for width in (512, 1024)),
+    *(_long_layer(width, " lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS) for width in (512, 1024)),
+    Goal("particles, D=64", (*_SPHERE, "bfloat16", _FORWARD), TRITON, SDPA, 0.85),
     _on_gpu(_WIDE, _FORWARD, PRODUCTS, 1 / 1.08),
     _on_gpu(_WIDE, _FORWARD, EAGER, 1.3),
     _on_gpu(_WIDE, _FORWARD, COMPILED, 1.1),

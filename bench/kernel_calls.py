@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from macaron_ops.kernels import attend_step, ffn_step, normalize_step, sphere_attend_step
+from macaron_ops.kernels.attention_core import use_core, why_not_core
 from macaron_ops.kernels.device import Launch, recording
 from macaron_ops.kernels.tiles import operand, tables, using
 from macaron_ops.reference.attend_step import Options as AttendOptions
@@ -208,8 +209,10 @@ def _attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, st
     for head_dim, dtype, options in calls:
         with multiplying(dtype) as torch_dtype:
             arguments = attend_arguments(1024, 8 * head_dim, 8, torch_dtype, **options)
-            for found in launches_of_attend(*arguments, architecture, PROCESSORS[architecture]):
-                yield from [(launch, dtype) for launch in found]
+            for core in ("triton", "cudnn") if why_not_core("cudnn", *arguments) is None else ("triton",):
+                with use_core(core):
+                    launches = launches_of_attend(*arguments, architecture, PROCESSORS[architecture])
+                yield from [(launch, dtype) for found in launches for launch in found]
 
 
 def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:

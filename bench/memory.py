@@ -3,10 +3,10 @@
     peak_bytes         the high-water mark: the output, the gradients, what is saved for the backward, and every
                        temporary alive at the worst moment
     activation_bytes   the same without what the call returns (its output and gradients): what a training step needs
-                       beyond its parameters, gradients and the layer's own output; null on CUDA
+                       beyond its parameters, gradients and the layer's own output
     kept_bytes         what the forward leaves behind for the backward, its output included; null for a forward alone
 
-On CUDA they come from the allocator's statistics, on the CPU from the allocator's events that torch.profiler records.
+They come from the allocator's events: on CUDA of its own record, on the CPU of torch.profiler's.
 The native kernels of macaron_ops have scratch memory of their own, outside torch's allocator: its high-water mark,
 which the library tells, is added. The two need not peak at the same moment, so the sum is an upper bound. Between
 calls the library keeps up to 64 MiB of scratch for the next one; nothing counts as taken while it waits.
@@ -25,7 +25,7 @@ import torch
 from torch._C._profiler import _EventType
 
 CPU_METHOD = "torch.profiler's CPU allocator events + high-water mark of the native kernels' scratch memory"
-CUDA_METHOD = "CUDA caching allocator statistics"
+CUDA_METHOD = "the record of the CUDA caching allocator"
 
 Call = Callable[[], object]
 
@@ -35,7 +35,7 @@ class Levels:
     """While a call ran and its result lived: the highest, the highest of what did not outlive it, the last."""
 
     peak: int
-    passing: int | None
+    passing: int
     final: int
 
 
@@ -67,13 +67,17 @@ def _levels(call: Call, device: torch.device) -> Levels:
 
 def _cuda_levels(call: Call, device: torch.device) -> Levels:
     torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    result = call()
-    torch.cuda.synchronize(device)
-    levels = Levels(
-        torch.cuda.max_memory_allocated(device) - before, None, torch.cuda.memory_allocated(device) - before
-    )
+    record, index = torch.cuda.memory._record_memory_history, torch.cuda._utils._get_device_index(device, optional=True)
+    record(None)  # a new record begins
+    record(context=None)
+    try:
+        result = call()
+        torch.cuda.synchronize(device)
+        events = torch.cuda.memory._snapshot(device)["device_traces"][index]
+    finally:
+        record(None)
+    signs = {"alloc": 1, "free_requested": -1}
+    levels = _levels_of([(e["addr"], signs[e["action"]] * e["size"]) for e in events if e["action"] in signs])
     del result
     return levels
 
@@ -86,16 +90,22 @@ def _cpu_levels(call: Call) -> Levels:
     scratch = _scratch_peak()
     events = profiler.profiler.kineto_results.experimental_event_tree()
     blocks = sorted(_allocations(events), key=lambda block: block[0])
+    levels = _levels_of([block[1:] for block in blocks])
+    del result
+    return Levels(levels.peak + scratch, levels.passing + scratch, levels.final)
+
+
+def _levels_of(blocks: Sequence[tuple[int, int]]) -> Levels:
+    """Of blocks in the order of their events: (address, bytes; fewer than none where it is given back)."""
     staying = _staying(blocks)
     level = passing = 0
     levels, passings = [0], [0]
-    for index, (_, _, size) in enumerate(blocks):
+    for index, (_, size) in enumerate(blocks):
         level += size
         levels.append(level)
         passing += 0 if index in staying else size
         passings.append(passing)
-    del result
-    return Levels(max(levels) + scratch, max(passings) + scratch, level)
+    return Levels(max(levels), max(passings), level)
 
 
 Allocation = tuple[int, int, int]  # (nanoseconds, address, bytes; fewer than none where it is given back)
@@ -108,10 +118,10 @@ def _allocations(events: Iterable) -> Iterator[Allocation]:
         yield from _allocations(event.children)
 
 
-def _staying(blocks: Sequence[Allocation]) -> set[int]:
+def _staying(blocks: Sequence[tuple[int, int]]) -> set[int]:
     """Which of them were never given back."""
     live = {}
-    for index, (_, address, size) in enumerate(blocks):
+    for index, (address, size) in enumerate(blocks):
         if size > 0:
             live[address] = index
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,8 +28,9 @@ _BUDGETS = {
 @dataclass(frozen=True)
 class Options:
     """`effort` is quick, normal or full; `filters` are substrings or globs of which a measurement must match one;
-    `backends` of macaron_ops are measured, by default those that group.backend_names chooses; `models` are the families
-    that the suite `model` measures instead of the trained MiniLM."""
+    `backends` of macaron_ops are measured, by default those that group.backend_names chooses. `seconds` is how long to
+    look at each variant at most, instead of the effort's. `models` are the families that the suite `model` measures
+    instead of the trained MiniLM."""
 
     device: torch.device = torch.device("cpu")
     effort: str = "normal"
@@ -39,6 +40,7 @@ class Options:
     compile: bool = True
     backends: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    seconds: float | None = None
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -46,7 +48,8 @@ class Options:
 
     @property
     def budget(self) -> Budget:
-        return _BUDGETS[self.effort]
+        budget = _BUDGETS[self.effort]
+        return budget if self.seconds is None else replace(budget, seconds=self.seconds)
 
     def wants(self, *words: str) -> bool:
         """Whether "suite/subject/dtype/pass/variant" matches a filter, all of it or a part; no filter matches all."""

@@ -5,7 +5,8 @@ which is the same number of parameters up to one more normalisation (2 D numbers
 
 Sources: Lu et al. 2019, "Understanding and Improving Transformer From a Multi-Particle Dynamic System Point of View"
 (iwslt, wmt-base, wmt-big, bert-base, whose own inner widths are F/2); Gulati et al. 2020, "Conformer" (S, M, L: two
-half-FFNs of width 4D, hence F = 8D). A conformer's convolution module is not part of these layers.
+half-FFNs of width 4D, hence F = 8D). A conformer's convolution module is not part of these layers. On a GPU there are
+also two layers over longer sequences, where attention is a larger part: F = 4D, heads of 64 channels, 16 x 1024 tokens.
 """
 
 from __future__ import annotations
@@ -50,6 +51,15 @@ PRESETS = {
         Preset("conformer-s", 144, 8 * 144, 4, "silu", _SPEECH),
         Preset("conformer-m", 256, 8 * 256, 4, "silu", _SPEECH),
         Preset("conformer-l", 512, 8 * 512, 8, "silu", _SPEECH),
+    )
+}
+
+_LONG = {"gpu": dict.fromkeys(EFFORTS, (16, 1024))}
+GPU_PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("long-512", 512, 2048, 8, "gelu", _LONG),
+        Preset("long-1024", 1024, 4096, 16, "gelu", _LONG),
     )
 }
 

@@ -28,18 +28,26 @@ from torch import Tensor
 
 from .attention import WIDEST_HEAD, Attention
 from .attention_backward import attention_backward
-from .attention_forward import attention_forward
+from .attention_core import (
+    attention,
+    attention_gradients,
+    choose,
+    core_asked_for,
+    core_of,
+    statistics_shape,
+    why_not_core,
+)
 from .attention_masks import mask_gradient, spans_of
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
-from .norm_rows import normalize_rows_backward
-from .projections import Projection, back_to_source, parameter_gradients, projections, queries_and_keys
+from .projections import Projection, Wants, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
-from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
+from .side_by_side import side_by_side
+from .sublayer import is_post, operand, post_norm, residual_sum, sum_for, through_norm, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
-__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
+__all__ = ["Saved", "backward", "detail", "forward", "saved_shapes", "slower", "why_not"]
 
 # What has a gradient through the attention itself.
 INSIDE = ("w_q", "w_k", "w_v", "b_q", "b_k", "b_v", "context", "attn_mask", "key_padding_mask", "qk_scale")
@@ -53,7 +61,9 @@ class Saved(NamedTuple):
     keys: Tensor  # fast: the second, if there is one: k, or k and v (..., S, V or 2 V)
     values: Tensor  # fast: the third: v (..., S, V)
     attended: Tensor  # lean and fast: the heads' outputs, before W_out (..., T, W)
-    statistics: Tensor  # lean and fast: of the scores the maximum m in powers of 2, and 1 / l (B, H, 2, T), float32
+    # lean and fast: of the scores the maximum m in powers of 2, and 1 / l (B, H, 2, T), float32; the log-sum-exp where
+    # the core is PyTorch's
+    statistics: Tensor
     total: Tensor  # fast, post placement with a norm: the sum before it (..., T, D), in the dtype of x
 
 
@@ -61,7 +71,17 @@ def why_not(request) -> str | None:
     head_dim = request.tensors.w_out.shape[1] // request.options.num_heads
     if head_dim > WIDEST_HEAD:
         return f"its heads have at most {WIDEST_HEAD} channels, not {head_dim}"
+    asked = core_asked_for()
+    why_not_asked = None if asked is None else why_not_core(asked, request.x, request.tensors, request.options)
+    if why_not_asked is not None:
+        return f"its attention core {asked!r} was asked for, but {why_not_asked}"
     return why_not_rows(request.x, request.tensors.w_q)
+
+
+def detail(request) -> str:
+    """The core of a call, and why."""
+    core = choose(request.x, request.tensors, request.options)
+    return f"attention core {core.name!r}: {core.why}"
 
 
 def slower(request) -> str | None:
@@ -76,12 +96,13 @@ def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
     t, o = tensors, options
     fast, kept, dtype = save == "fast", save != "none", t.w_q.dtype
     nothing = (0,)
+    statistics = statistics_shape(choose(x, t, o).name, x.shape[:-2].numel(), o.num_heads, x.shape[-2])
     found = [(*(x if p.of_x else t.context).shape[:-1], p.weight.shape[0]) for p in projections(t, o)]
     found = [(found[i] if fast and i < len(found) else nothing, dtype) for i in range(3)]
     return Saved(
         *found,
         attended=((*x.shape[:-1], t.w_out.shape[1]) if kept else nothing, dtype),
-        statistics=((x.shape[:-2].numel(), o.num_heads, 2, x.shape[-2]) if kept else nothing, torch.float32),
+        statistics=(statistics if kept else nothing, torch.float32),
         total=(x.shape if fast and is_post(o) else nothing, x.dtype),
     )
 
@@ -96,15 +117,13 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
             torch.empty(shape, dtype=dtype, device=x.device) if tensor is None or shape == (0,) else tensor.view(shape)
         )
 
-    rows, dtype = as_rows(x), t.w_q.dtype
+    rows = as_rows(x)
     if rows.count == 0:
         return torch.empty(x.shape, dtype=x.dtype, device=x.device), Saved(*(keep(None, *s) for s in shapes))
     products, a = projections(t, o), _attention(x, t, o)
     projected = _project(products, _sources(products, rows, t, o))
     q, k = _split(_positioned(queries_and_keys(projected, *a.widths), a, t), a)
-    attended = torch.empty((rows.count, t.w_out.shape[1]), dtype=dtype, device=x.device)
-    statistics = torch.empty(shapes.statistics[0], dtype=torch.float32, device=x.device) if save != "none" else None
-    attention_forward(q, k, _values(projected, a), a, attended, statistics)
+    attended, statistics = attention(choose(x, t, o).name, q, k, _values(projected, a), a, save != "none")
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if is_post(o) and save == "fast" else None
     y = residual_sum(rows, t, o, attended, _output_dropout(t, o), x.dtype, post_norm(t, o, total))
     found = (*projected, *(None,) * (3 - len(projected)), attended, statistics, total)
@@ -132,7 +151,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
         before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm
     )
     if need.w_out:
         found["w_out"] = weight_gradient(g, attended, o.step)
@@ -147,12 +166,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     grad_x = None
     if need_n and pre_norm:
         dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
-        grad_x, _, sums = normalize_rows_backward(
-            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
-            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
-            sums=(need.norm_weight, need.norm_bias, False),
-        )  # fmt: skip
-        found["norm_weight"], found["norm_bias"], _ = sums
+        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        found |= by_norm
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
@@ -169,35 +184,69 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
     before, v = queries_and_keys(projected, *a.widths), _values(projected, a)
     after = _positioned(before, a, t)
     q, k = _split(after, a)
-    delta = delta_of_heads(do, attended, a.heads, a.queries)
-
-    gradients = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
-    d_before = queries_and_keys(gradients, *a.widths)
-    d_after = d_before
-    if after is not before:
-        turned = zip(after, d_before, strict=True)
-        d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in turned]
-    dq, dk = _split(d_after, a)
-    dv = None if gradients[-1] is None else _values(gradients, a)
-    inputs = q, k, v, a, do, saved.statistics, delta
-    attention_backward(*inputs, dq, dk, dv)
-    found = {}
-    if need.attn_mask:
-        found["attn_mask"] = mask_gradient(*inputs, tuple(t.attn_mask.shape))
-    if need.key_padding_mask:
-        found["key_padding_mask"] = mask_gradient(*inputs, (a.batch, 1, 1, a.keys)).view(a.batch, a.keys)
-    if after is not before:
+    matrices = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
+    d_before, turned, found = queries_and_keys(matrices, *a.widths), after is not before, {}
+    sums = [None] * len(products)
+    core = core_of(saved.statistics, a.queries)
+    if core == "triton":
+        d_after = d_before
+        if turned:
+            pairs = zip(after, d_before, strict=True)
+            d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in pairs]
+        dv = None if matrices[-1] is None else _values(matrices, a)
+        found = _through_our_core((q, k, v, a, do, saved.statistics), attended, *_split(d_after, a), dv, t, need)
+    else:
+        parts = attention_gradients(core, do, q, k, v, attended, saved.statistics, a)
+        before, d_before, d_after = _split(before, a), _split(d_before, a), parts[:2]
+        if turned and matrices[-1] is not None:
+            side_by_side(parts[2:], _values(matrices, a))
+        elif not turned:
+            sums = _gather(parts, matrices, wants, products)
+    if turned:
         constants = a.head_dim, a.queries, t.cos, t.sin, t.qk_scale
-        sums = [
+        by_scale = [
             position_heads_backward(d, p, *constants, into, need.qk_scale)
             for d, p, into in zip(d_after, before, d_before, strict=True)
-            if d is not None
+            if d is not None and (into is not None or need.qk_scale)
         ]
         if need.qk_scale:  # q's heads and k's, which share a scale or have one each
-            found["qk_scale"] = torch.cat(sums).view(-1, *t.qk_scale.shape).sum(0)
-    found |= parameter_gradients(products, wants, gradients, sources)
-    terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, gradients, strict=True) if want.source]
+            found["qk_scale"] = torch.cat(by_scale).view(-1, *t.qk_scale.shape).sum(0)
+    found |= parameter_gradients(products, wants, matrices, sources, sums)
+    terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, matrices, strict=True) if want.source]
     return [term for of_x, term in terms if of_x], [term for of_x, term in terms if not of_x], found
+
+
+def _through_our_core(inputs: tuple, attended: Tensor, dq, dk, dv, t, need) -> dict[str, Tensor]:
+    """Fills dq, dk and dv, those that are there; the gradients of floating masks by name."""
+    q, a, do = inputs[0], inputs[3], inputs[4]
+    masks = need.attn_mask or need.key_padding_mask
+    settle = q.dtype == torch.float32 and (dq is not None or dk is not None or masks)
+    if settle:
+        delta = torch.empty((a.batch, a.heads, a.queries), dtype=torch.float32, device=do.device)
+    else:
+        delta = delta_of_heads(do, attended, a.heads, a.queries)
+    attention_backward(*inputs, delta, dq, dk, dv, settle)
+    found = {}
+    if need.attn_mask:
+        found["attn_mask"] = mask_gradient(*inputs, delta, tuple(t.attn_mask.shape))
+    if need.key_padding_mask:
+        found["key_padding_mask"] = mask_gradient(*inputs, delta, (a.batch, 1, 1, a.keys)).view(a.batch, a.keys)
+    return found
+
+
+def _gather(
+    parts: list[Tensor], matrices: list[Tensor | None], wants: list[Wants], products: list[Projection]
+) -> list[Tensor | None]:
+    """dq, dk and dv become the gradients of the products that gave q, k and v, in ``matrices``; their sums over the
+    tokens where several stand in one product with a bias."""
+    sums, count = [None] * len(matrices), len(matrices)
+    for i, (matrix, want, product) in enumerate(zip(matrices, wants, products, strict=True)):
+        mine = parts[i : i + 1] if i < count - 1 else parts[i:]
+        if matrix is not None and len(mine) == 1:
+            matrices[i] = mine[0]
+        elif matrix is not None:
+            sums[i] = side_by_side(mine, matrix, sum_for(want.bias, product.bias))
+    return sums
 
 
 def _without_gaps(t):

@@ -47,7 +47,8 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
             256: (Tile(128, 64, 0, 8, 2),),
         },
         "queries": {
-            **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            **dict.fromkeys((16, 32, 64), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            128: (Tile(128, 32, 0, 8, 2),),
             256: (Tile(64, 32, 0, 8, 2),),
         },
         "keys": {
@@ -58,6 +59,11 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
         "forward_masked": {
             **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
             256: (Tile(64, 32, 0, 8, 2),),
+        },
+        "keys_masked": {
+            **dict.fromkeys((16, 32, 64), (Tile(32, 128, 0, 8, 2),)),
+            128: (Tile(16, 128, 0, 8, 2),),
+            256: (Tile(16, 64, 0, 8, 2),),
         },
         "forward_dropout": {
             **dict.fromkeys((16, 32, 64, 128), (Tile(128, 32, 0, 8, 2),)),
@@ -194,10 +200,15 @@ def _readable(mask: Tensor | None) -> Tensor | None:
 
 
 @triton.jit
-def load_rows(at, rows, end, stride, HEAD: tl.constexpr, HD: tl.constexpr, BOUND: tl.constexpr):
-    """``rows`` of one head, which begins at ``at``, as (rows, HD); zeros from row ``end`` on, unless not BOUND."""
+def load_rows(
+    at, first, end, stride, ROWS: tl.constexpr, HEAD: tl.constexpr, HD: tl.constexpr, BOUND: tl.constexpr
+):  # fmt: skip
+    """ROWS rows from ``first`` on of one head, which begins at ``at``, as (ROWS, HD); zeros from row ``end`` on, unless
+    not BOUND. Places within a tile are 32 bits wide and the same in every turn of a loop; its beginning has 64."""
+    within = tl.arange(0, ROWS)
+    rows = first + within
     channels = tl.arange(0, HD)
-    where = at + rows.to(tl.int64)[:, None] * stride + channels[None, :]
+    where = at + tl.cast(first, tl.int64) * stride + (within[:, None] * stride + channels[None, :])
     if BOUND and HD != HEAD:
         return tl.load(where, (rows < end)[:, None] & (channels < HEAD)[None, :], 0.0)
     elif BOUND:

@@ -21,19 +21,20 @@ __all__ = ["attention_backward"]
 
 
 @triton.jit
-def _dq_over_keys(
-    dq, q_tile, do_tile, m, delta_row, k, v, from_key, to_key, i, first_weight, span_begin, span_end,
+def _of_queries(
+    dq, total, by_total, q_tile, do_tile, m, delta_row, k, v, from_key, to_key, i, first_weight, span_begin, span_end,
     scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
-    MASKED: tl.constexpr, DROP: tl.constexpr, CAUSAL: tl.constexpr, FOLD: tl.constexpr,
+    SETTLE: tl.constexpr, MASKED: tl.constexpr, DROP: tl.constexpr, CAUSAL: tl.constexpr, FOLD: tl.constexpr,
     HEAD: tl.constexpr, HD: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``l dq / scale`` after the keys in [from_key, to_key)."""
+    """After the keys in [from_key, to_key): ``l dq / scale``, or where SETTLE l and ``l delta`` as the weights have
+    them here."""
     factor = scale if FOLD else 1.0
     for start in range(from_key, to_key, BN):
         keys = start + tl.arange(0, BN)
         j = keys[None, :]
-        k_tile = load_rows(k, keys, S, k_row, HEAD, HD, MASKED)
-        v_tile = load_rows(v, keys, S, v_row, HEAD, HD, MASKED)
+        k_tile = load_rows(k, start, S, k_row, BN, HEAD, HD, MASKED)
+        v_tile = load_rows(v, start, S, v_row, BN, HEAD, HD, MASKED)
         s = dot(q_tile, tl.trans(k_tile), tl.zeros((BM, BN), tl.float32), PRECISION)
         dp = dot(do_tile, tl.trans(v_tile), tl.zeros((BM, BN), tl.float32), PRECISION)
         s = exponents(s, i, j, T, S, scale, mask, padding, mask_i, mask_j, padding_j, FOLD)
@@ -41,31 +42,35 @@ def _dq_over_keys(
             s = tl.where(hidden(i, j, S, j, span_begin, span_end, spans, CAUSAL), float("-inf"), s)
         if DROP:
             dp *= dropout_factor(first_weight + start, S, 1, seed, stream, p, keep, BM, BN)
-        ds = tl.exp2(s * factor - m[:, None]) * (dp - delta_row[:, None])
-        dq = dot(rounded(ds, k_tile.dtype), k_tile, dq, PRECISION)
-    return dq
+        weights = tl.exp2(s * factor - m[:, None])
+        if SETTLE:
+            total += tl.sum(weights, 1)
+            by_total += tl.sum(weights * dp, 1)
+        else:
+            dq = dot(rounded(weights * (dp - delta_row[:, None]), k_tile.dtype), k_tile, dq, PRECISION)
+    return dq, total, by_total
 
 
 @triton.jit(do_not_specialize=["T", "S"])
 def attention_queries_kernel(
     q, k, v, do, statistics, delta, dq, q_row, k_row, v_row, dq_row, step,
     scale, T, S, H, GROUP, mask, padding, spans, mask_b, mask_h, mask_i, mask_j, padding_b, padding_j,
-    seed, stream, p, keep, DROP: tl.constexpr, CAUSAL: tl.constexpr, FOLD: tl.constexpr,
+    seed, stream, p, keep, SETTLE: tl.constexpr, DROP: tl.constexpr, CAUSAL: tl.constexpr, FOLD: tl.constexpr,
     HEAD: tl.constexpr, HD: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """A program: dq of BM queries of one head; ``step`` is the scale as the scores have it."""
+    """A program: dq, if it is given, of BM queries of one head, and before it where SETTLE their delta; ``step`` is
+    the scale as the scores have it."""
     tiles = tl.cdiv(T, BM)
     tile = tiles - 1 - tl.program_id(0) % tiles  # where causal, the longest first
     head = tl.program_id(0) // tiles % H
     batch = (tl.program_id(0) // tiles // H).to(tl.int64)
     queries = tile * BM + tl.arange(0, BM)
     i = queries[:, None]
-    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), queries, T, q_row, HEAD, HD, True)
-    do_tile = load_rows(do + (batch * T * H + head) * HEAD, queries, T, H * HEAD, HEAD, HD, True)
+    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), tile * BM, T, q_row, BM, HEAD, HD, True)
+    do_tile = load_rows(do + (batch * T * H + head) * HEAD, tile * BM, T, H * HEAD, BM, HEAD, HD, True)
     row = (batch * H + head) * T
     m = tl.load(statistics + 2 * row + queries, queries < T, 0.0)
     share = tl.load(statistics + 2 * row + T + queries, queries < T, 0.0)
-    delta_row = tl.load(delta + row + queries, queries < T, 0.0)
     k += batch * S * k_row + head // GROUP * HEAD
     v += batch * S * v_row + head // GROUP * HEAD
     if mask is not None:
@@ -81,20 +86,40 @@ def attention_queries_kernel(
     begin, middle, end = keys_of(tile * BM, tl.minimum(tile * BM + BM, T) - 1, S, spans, BN, CAUSAL)
 
     sums = tl.zeros((BM, HD), tl.float32)
-    sums = _dq_over_keys(
-        sums, q_tile, do_tile, m, delta_row, k, v, begin, middle, i, first_weight, span_begin, span_end,
-        scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
-        False, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
-    )  # fmt: skip
-    sums = _dq_over_keys(
-        sums, q_tile, do_tile, m, delta_row, k, v, middle, end, i, first_weight, span_begin, span_end,
-        scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
-        True, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
-    )  # fmt: skip
-    channels = tl.arange(0, HD)
-    at = (batch * T + queries)[:, None] * dq_row + head * HEAD + channels[None, :]
-    inside = (queries < T)[:, None] & (channels < HEAD)[None, :]
-    tl.store(dq + at, rounded(sums * (share * step)[:, None], dq.dtype.element_ty), inside)
+    total = tl.zeros((BM,), tl.float32)
+    by_total = tl.zeros((BM,), tl.float32)
+    if SETTLE:
+        sums, total, by_total = _of_queries(
+            sums, total, by_total, q_tile, do_tile, m, m, k, v, begin, middle, i, first_weight, span_begin, span_end,
+            scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
+            True, False, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
+        )  # fmt: skip
+        sums, total, by_total = _of_queries(
+            sums, total, by_total, q_tile, do_tile, m, m, k, v, middle, end, i, first_weight, span_begin, span_end,
+            scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
+            True, True, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
+        )  # fmt: skip
+        delta_row = by_total / tl.where(total == 0.0, 1.0, total)
+        tl.store(delta + row + queries, delta_row, queries < T)
+    else:
+        delta_row = tl.load(delta + row + queries, queries < T, 0.0)
+    if dq is not None:
+        sums, total, by_total = _of_queries(
+            sums, total, by_total, q_tile, do_tile, m, delta_row, k, v, begin, middle, i, first_weight,
+            span_begin, span_end,
+            scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
+            False, False, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
+        )  # fmt: skip
+        sums, total, by_total = _of_queries(
+            sums, total, by_total, q_tile, do_tile, m, delta_row, k, v, middle, end, i, first_weight,
+            span_begin, span_end,
+            scale, T, S, mask, padding, spans, mask_i, mask_j, padding_j, seed, stream, p, keep, k_row, v_row,
+            False, True, DROP, CAUSAL, FOLD, HEAD, HD, PRECISION, BM, BN,
+        )  # fmt: skip
+        channels = tl.arange(0, HD)
+        at = (batch * T + queries)[:, None] * dq_row + head * HEAD + channels[None, :]
+        inside = (queries < T)[:, None] & (channels < HEAD)[None, :]
+        tl.store(dq + at, rounded(sums * (share * step)[:, None], dq.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -110,8 +135,8 @@ def _over_queries(
     for start in range(from_query, to_query, BM):
         queries = start + tl.arange(0, BM)
         i = queries[None, :]
-        q_tile = load_rows(q, queries, end, q_row, HEAD, HD, True)
-        do_tile = load_rows(do, queries, end, H * HEAD, HEAD, HD, True)
+        q_tile = load_rows(q, start, end, q_row, BM, HEAD, HD, True)
+        do_tile = load_rows(do, start, end, H * HEAD, BM, HEAD, HD, True)
         m = tl.load(statistics + queries, queries < end, 0.0)
         share = tl.load(statistics + T + queries, queries < end, 0.0)
         s = dot(k_tile, tl.trans(q_tile), tl.zeros((BN, BM), tl.float32), PRECISION)
@@ -147,8 +172,8 @@ def attention_keys_kernel(
     batch = (tl.program_id(0) // tiles // (H // GROUP)).to(tl.int64)
     keys = tile * BN + tl.arange(0, BN)
     j = keys[:, None]
-    k_tile = load_rows(k + (batch * S * k_row + kv_head * HEAD), keys, S, k_row, HEAD, HD, True)
-    v_tile = load_rows(v + (batch * S * v_row + kv_head * HEAD), keys, S, v_row, HEAD, HD, True)
+    k_tile = load_rows(k + (batch * S * k_row + kv_head * HEAD), tile * BN, S, k_row, BN, HEAD, HD, True)
+    v_tile = load_rows(v + (batch * S * v_row + kv_head * HEAD), tile * BN, S, v_row, BN, HEAD, HD, True)
     if padding is not None:
         padding += batch * padding_b
     # The queries in [begin, middle) see some of these keys, those in [middle, end) all of them.
@@ -205,22 +230,24 @@ def attention_keys_kernel(
 
 def attention_backward(
     q: Tensor, k: Tensor, v: Tensor, a: Attention, do: Tensor, statistics: Tensor, delta: Tensor,
-    dq: Tensor | None, dk: Tensor | None, dv: Tensor | None,
+    dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, settle: bool,
 ) -> None:  # fmt: skip
     """Fills ``dq (B T, H head_dim)``, ``dk`` and ``dv (B S, Hkv head_dim)``, each if it is given; rows have no gaps.
-    ``do (B T, H head_dim)`` is contiguous, and so are ``statistics (B, H, 2, T)`` and ``delta (B, H, T)``."""
+    ``do (B T, H head_dim)`` is contiguous, and so are ``statistics (B, H, 2, T)`` and ``delta (B, H, T)``, which is
+    filled too where ``settle``."""
     if a.one_key:
         for gradient in (dq, dk):
             if gradient is not None:
                 gradient.zero_()
         dq = dk = None
+    settle = settle and not a.one_key
     rows = q.stride(0), k.stride(0), v.stride(0)
-    if dq is not None:
+    if dq is not None or settle:
         tile = a.tile("queries", q.dtype, q.device)
         launch(
             attention_queries_kernel, ceil_div(a.queries, tile.BM) * a.heads * a.batch, q.device,
-            q, k, v, do, statistics, delta, dq, *rows, dq.stride(0), a.scale,
-            *a.arguments(), **a.constants(tile, q.dtype),
+            q, k, v, do, statistics, delta, dq, *rows, 1 if dq is None else dq.stride(0), a.scale,
+            *a.arguments(), SETTLE=settle, **a.constants(tile, q.dtype),
         )  # fmt: skip
     if dk is not None or dv is not None:
         tile = a.tile("keys", q.dtype, q.device)

@@ -32,7 +32,7 @@ def _over_keys(
     for start in range(from_key, to_key, BN):
         keys = start + tl.arange(0, BN)
         j = keys[None, :]
-        k_tile = load_rows(k, keys, S, k_row, HEAD, HD, MASKED)
+        k_tile = load_rows(k, start, S, k_row, BN, HEAD, HD, MASKED)
         s = dot(q_tile, tl.trans(k_tile), tl.zeros((BM, BN), tl.float32), PRECISION)
         s = exponents(s, i, j, T, S, scale, mask, padding, mask_i, mask_j, padding_j, FOLD)
         if MASKED:
@@ -44,7 +44,7 @@ def _over_keys(
         total = total * shrink + tl.sum(weights, 1)
         if DROP:
             weights *= dropout_factor(first_weight + start, S, 1, seed, stream, p, keep, BM, BN)
-        v_tile = load_rows(v, keys, S, v_row, HEAD, HD, MASKED)
+        v_tile = load_rows(v, start, S, v_row, BN, HEAD, HD, MASKED)
         o = dot(rounded(weights, v_tile.dtype), v_tile, o * shrink[:, None], PRECISION)
         m = m_new
     return o, m, total
@@ -64,7 +64,7 @@ def attention_forward_kernel(
     batch = (tl.program_id(0) // tiles // H).to(tl.int64)
     queries = tile * BM + tl.arange(0, BM)
     i = queries[:, None]
-    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), queries, T, q_row, HEAD, HD, True)
+    q_tile = load_rows(q + (batch * T * q_row + head * HEAD), tile * BM, T, q_row, BM, HEAD, HD, True)
     k += batch * S * k_row + head // GROUP * HEAD
     v += batch * S * v_row + head // GROUP * HEAD
     if mask is not None:

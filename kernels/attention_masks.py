@@ -76,10 +76,10 @@ def mask_gradient_kernel(
         i = queries[:, None]
         j = keys[None, :]
         row = (batch * H + head) * T
-        q_tile = load_rows(q + (batch * T * q_row + head * HEAD), queries, T, q_row, HEAD, HD, True)
-        do_tile = load_rows(do + (batch * T * H + head) * HEAD, queries, T, H * HEAD, HEAD, HD, True)
-        k_tile = load_rows(k + (batch * S * k_row + head // GROUP * HEAD), keys, S, k_row, HEAD, HD, True)
-        v_tile = load_rows(v + (batch * S * v_row + head // GROUP * HEAD), keys, S, v_row, HEAD, HD, True)
+        q_tile = load_rows(q + (batch * T * q_row + head * HEAD), at_i, T, q_row, BM, HEAD, HD, True)
+        do_tile = load_rows(do + (batch * T * H + head) * HEAD, at_i, T, H * HEAD, BM, HEAD, HD, True)
+        k_tile = load_rows(k + (batch * S * k_row + head // GROUP * HEAD), at_j, S, k_row, BN, HEAD, HD, True)
+        v_tile = load_rows(v + (batch * S * v_row + head // GROUP * HEAD), at_j, S, v_row, BN, HEAD, HD, True)
         mask_here = mask
         if mask is not None:
             mask_here = mask + (batch * mask_b + tl.cast(head, tl.int64) * mask_h)

@@ -9,7 +9,7 @@ forward, wider       n = N(x)                                        a row kerne
                      y = a x + c drop(h W_out^T + b_out)             another (``linear_residual``)
                      y = N(y), post placement                        the same kernel, D > 256: a row kernel
 backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
-                     dz = drop(c g W_out) act'(z), h again, db_in    one product
+                     dz = drop(c g W_out) act'(z), h again, db_in    one product; relu has h and needs no z
                      dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
                      dn = dz W_in                                    a product; without a norm it adds a dy
                      dx = dN(dn) + a dy, norm's parameters           a row kernel
@@ -27,9 +27,8 @@ from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .hidden import hidden_again, hidden_backward, hidden_forward
 from .linear_residual import linear_residual
 from .narrow_ffn import NARROW, narrow_ffn
-from .norm_rows import normalize_rows_backward
 from .rows import as_rows
-from .sublayer import is_post, operand, post_norm, residual_sum, through_output, why_not_rows
+from .sublayer import is_post, operand, post_norm, residual_sum, sum_for, through_norm, through_output, why_not_rows
 from .weight_gradient import weight_gradient
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
@@ -38,7 +37,7 @@ __all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
 class Saved(NamedTuple):
     """What the backward pass may find; empty tensors where ``save`` did not keep it."""
 
-    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), in the dtype of w_in
+    hidden: Tensor  # fast: the pre-activations (..., F), gated (..., 2F), relu h itself, in the dtype of w_in
     total: Tensor  # fast, post placement with a norm: the sum before it (..., D), in the dtype of x
 
 
@@ -112,12 +111,12 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         before_norm = as_rows(total)
 
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out
+        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out, need_x and pre_norm
     )
     if need_dz:
         dz, h, found["b_in"] = hidden_backward(
             g, t.w_out, z, o.step, o.activation, hidden_dropout,
-            need_z=need_n or need.w_in, need_h=need.w_out, need_bias=need.b_in,
+            need_z=need_n or need.w_in, need_h=need.w_out, bias=sum_for(need.b_in, t.b_in),
         )  # fmt: skip
     elif need.w_out and h is None:
         h = hidden_again(z, o.activation, hidden_dropout)
@@ -128,12 +127,8 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     grad_x = None
     if need_n and pre_norm:
         dn = linear_residual(dz, t.w_in, None, None, t.w_in.dtype, transposed=False)
-        grad_x, _, sums = normalize_rows_backward(
-            as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
-            residual=grads if need_x else None, a=o.residual_scale, total=x.dtype if need_x else None,
-            sums=(need.norm_weight, need.norm_bias, False),
-        )  # fmt: skip
-        found["norm_weight"], found["norm_bias"], _ = sums
+        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        found |= by_norm
     elif need_n:
         grad_x = linear_residual(dz, t.w_in, None, residual, x.dtype, transposed=False, a=o.residual_scale)
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)

@@ -17,6 +17,7 @@ from torch import Tensor
 from .device import ceil_div, launch, power_of_2, processors
 from .emulation import rounded
 from .rows import PROGRAMS_PER_PROCESSOR, TILE
+from .sums import Sum, sums_of
 
 __all__ = ["delta_of_heads", "position_heads", "position_heads_backward"]
 
@@ -186,7 +187,7 @@ def position_heads_backward(
         grad, x, dx, sums, cos, sin, scale, count, tokens, heads,
         grad.stride(0), x.stride(0), 0 if dx is None else dx.stride(0), *scale_at, HALF=half, **tiles,
     )  # fmt: skip
-    return None if sums is None else sums.sum(0)
+    return sums_of([sums], [Sum(torch.float32)])[0]
 
 
 def delta_of_heads(do: Tensor, o: Tensor, heads: int, tokens: int) -> Tensor:

@@ -23,7 +23,7 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, rstd_of, standardize
 from .norm_rows import normalize_rows
-from .product import as_matrix, as_operands, precision, product, tile_at, turns
+from .product import as_matrix, as_operands, as_results, precision, product, put, tile_at, turns
 from .product_parts import product_parts, sum_of_parts
 from .rows import WIDEST, Rows, aligned, alignment, as_rows, offsets, row_tiles
 from .slices import slices
@@ -55,7 +55,7 @@ def linear_residual_kernel(
     left, right, bias, x, y, total, weight, shift, a, c, eps, M, N, K, left_stride, right_stride,
     x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr,
     RIGHT_ALONG_K: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, STORES: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: its share of the tiles of y (contiguous, like total); whole rows where there is a norm."""
@@ -71,14 +71,15 @@ def linear_residual_kernel(
         rows = tile_row * BM + tl.arange(0, BM).to(tl.int64)
         sums = ()
         for i in tl.static_range(SLICES):
-            at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+            begin = tile_column * BN + i * (BN // SLICES)
+            at = begin + tl.arange(0, BN // SLICES)
             inside = (rows < M)[:, None] & (at < N)[None, :]
             u = _with_residual(
                 parts[i], bias, x, a, c, rows, at, inside, N, x_inner, x_outer, x_stride,
                 seed, stream, p, scale, DROP, ALIGN,
             )  # fmt: skip
             if NORM == "none":
-                tl.store(y + rows[:, None] * N + at[None, :], rounded(u, y.dtype.element_ty), inside)
+                put(y, u, tile_row * BM, begin, rows, at, N, inside, STORES)
             else:
                 if total is not None:
                     tl.store(total + rows[:, None] * N + at[None, :], rounded(u, total.dtype.element_ty), inside)
@@ -189,10 +190,11 @@ def linear_residual(
     if norm is not None:
         t = t._replace(BN=max(power_of_2(width), 16))
     operands, constants = as_operands(left, w, t, True, transposed, width, *x[3:])
+    result, stores = as_results(t, y) if norm is None else ((y,), {"STORES": False})
     launch(
         linear_residual_kernel, t.programs(count, width, device), device,
-        *operands, bias, x[0], y, n.total, n.weight, n.bias, a, c, n.eps, count, width, length,
+        *operands, bias, x[0], *result, n.total, n.weight, n.bias, a, c, n.eps, count, width, length,
         left.stride(0), w.stride(0), *x[2:], *dropout, DROP=dropout.drops, NORM=n.name, RIGHT_ALONG_K=transposed,
-        PRECISION=precision(w.dtype), **constants, **t.constants(),
+        PRECISION=precision(w.dtype), **constants, **stores, **t.constants(),
     )  # fmt: skip
     return y

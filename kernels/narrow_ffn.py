@@ -5,7 +5,7 @@
 A program keeps BM rows: x, N(x) and the (BM, D) accumulator stay in registers and shared memory while W_in and W_out
 pass by in blocks of BN hidden channels, from L2: they are read M / BM times, x and y move once. 4 M D F FLOP (6 where
 gated). Two kernels would write and read h: 2 M F numbers, at D = 64 more time than the products take. For a backward
-pass with ``save="fast"`` the pre-activations are written from here.
+pass with ``save="fast"`` the pre-activations, with relu h, are written from here.
 """
 
 import triton
@@ -30,15 +30,21 @@ NARROW = {2: 128, 4: 64}
 
 
 @triton.jit
+def _keep(value, z, rows, columns, M, F, z_stride):
+    """Writes a block for the backward pass, if there will be one."""
+    if z is not None:
+        z_at = z + rows.to(tl.int64)[:, None] * z_stride + columns[None, :]
+        tl.store(z_at, rounded(value, z.dtype.element_ty), (rows < M)[:, None] & (columns < F)[None, :])
+
+
+@triton.jit
 def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISION: tl.constexpr,
                   BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
     """The pre-activations (BM, BN) of one block of W_in's rows, written to z if it is given; ``at`` points into w."""
     value = dot(n, tl.load(at, inside, 0.0), tl.zeros((BM, BN), tl.float32), PRECISION)
     if b is not None:
         value += tl.load(b + columns, columns < F, 0.0).to(tl.float32)[None, :]
-    if z is not None:
-        z_at = z + rows.to(tl.int64)[:, None] * z_stride + columns[None, :]
-        tl.store(z_at, rounded(value, z.dtype.element_ty), (rows < M)[:, None] & (columns < F)[None, :])
+    _keep(value, z, rows, columns, M, F, z_stride)
     return value
 
 
@@ -69,14 +75,17 @@ def narrow_ffn_kernel(
         columns = start + tl.arange(0, BN)
         w_inside = (channels < D)[:, None] & (columns < F)[None, :]
         at = w_in + (channels[:, None] + columns.to(tl.int64)[None, :] * in_stride)
-        h = _hidden_block(n, w_in, b_in, rows, columns, w_inside, at, M, F, z, z_width, PRECISION, BM, BN)
-        h = activate(h, ACTIVATION)
+        first_z = None if ACTIVATION == "relu" else z
+        h = _hidden_block(n, w_in, b_in, rows, columns, w_inside, at, M, F, first_z, z_width, PRECISION, BM, BN)
+        h = activate(h, ACTIVATION, w_in.dtype.element_ty)
         if GATED:
             up_b = None if b_in is None else b_in + F
             up_z = None if z is None else z + F
             at += tl.cast(F, tl.int64) * in_stride
             h *= _hidden_block(n, w_in, up_b, rows, columns, w_inside, at, M, F, up_z, z_width, PRECISION, BM, BN)
         h = drop_by_slices(h, rows, start, F, h_seed, h_stream, h_p, h_scale, H_DROP, BM, BN)
+        if ACTIVATION == "relu":
+            _keep(h, z, rows, columns, M, F, F)
         out_at = w_out + (columns[:, None] + channels.to(tl.int64)[None, :] * out_stride)
         w = tl.load(out_at, (columns < F)[:, None] & (channels < D)[None, :], 0.0)
         u = dot(rounded(h, w.dtype), w, u, PRECISION)

@@ -3,12 +3,12 @@
     forward     n = N(x) weight + bias, and on demand x itself in another dtype
     backward    d = gradient of x from that of n;   total = d + a residual;   dropped = drop(total)
                 writes total and dropped (each on demand); sums over the rows for the gradients of weight, bias, and
-                of the bias whose output was dropped
+                of the bias whose output was dropped: of dropped, or where nothing was of the residual
 
 N may be none: forward is then a copy in another dtype, backward a dropout with its sum. The backward kernel is thus
 d(norm) fused with the residual's gradient (pre placement), and d(norm) fused with the dropout's (post placement).
 Statistics are computed again from the row that is read anyway. About 2 FLOP a byte: memory is the limit. Sums over
-rows are one partial sum a program and one reduction after: no atomics, the same bits every time.
+rows are one partial sum a program and one pass after (``sums``).
 """
 
 import torch
@@ -21,7 +21,8 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
-from .rows import Rows, alignment, offsets, row_tiles
+from .rows import STAGES, Rows, alignment, offsets, row_tiles
+from .sums import Sum, partial_sums, sums_of
 
 __all__ = ["normalize_rows", "normalize_rows_backward"]
 
@@ -47,17 +48,17 @@ def norm_forward(
 
 @triton.jit(do_not_specialize=["M"])
 def norm_backward(
-    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
+    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
-    seed, stream, p, scale, DROP: tl.constexpr,
+    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; the sums are (programs, D)."""
     columns = tl.arange(0, BLOCK)
     by_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     by_bias = tl.zeros((ROWS, BLOCK), tl.float32)
-    by_dropped = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+    by_output = tl.zeros((ROWS, BLOCK), tl.float32)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
         g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
@@ -72,23 +73,26 @@ def norm_backward(
             g = standardize_backward(affine(g, weight, None, columns, D), y, rstd, share, inside, D, NORM)
         if residual is not None:
             r_at = offsets(rows, r_inner, r_outer, r_stride, ALIGN)[:, None] + columns[None, :]
-            g += a * tl.load(residual + r_at, inside, 0.0).to(tl.float32)
+            r = tl.load(residual + r_at, inside, 0.0).to(tl.float32)
+            g += a * r
+            if OF_RESIDUAL:
+                by_output += r
         at = rows[:, None] * D + columns[None, :]
         if total is not None:
             tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
-        if dropped is not None or sum_dropped is not None:
+        if dropped is not None or (sum_output is not None and not OF_RESIDUAL):
             g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
             if dropped is not None:
                 tl.store(dropped + at, rounded(g, dropped.dtype.element_ty), inside)
-            if sum_dropped is not None:
-                by_dropped += tl.where(inside, g, 0.0)
+            if sum_output is not None and not OF_RESIDUAL:
+                by_output += tl.where(inside, g, 0.0)
     at = tl.program_id(0) * D + columns
     if sum_weight is not None:
         tl.store(sum_weight + at, tl.sum(by_weight, 0), columns < D)
     if sum_bias is not None:
         tl.store(sum_bias + at, tl.sum(by_bias, 0), columns < D)
-    if sum_dropped is not None:
-        tl.store(sum_dropped + at, tl.sum(by_dropped, 0), columns < D)
+    if sum_output is not None:
+        tl.store(sum_output + at, tl.sum(by_output, 0), columns < D)
 
 
 def normalize_rows(
@@ -125,22 +129,23 @@ def normalize_rows_backward(
     total: torch.dtype | None = None,
     dropped: torch.dtype | None = None,
     dropout: Dropout | None = None,
-    sums: tuple[bool, bool, bool] = (False, False, False),
+    sums: tuple[Sum | None, Sum | None, Sum | None] = (None, None, None),
+    of_residual: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
-    """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and float32 sums over the rows,
-    ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for."""
+    """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and the sums over the rows,
+    ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for; the last
+    is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped."""
     width, device = x.tensor.shape[-1], x.tensor.device
     tiles = row_tiles(width)
     programs = tiles.programs(x.count, device)
     written = [None if d is None else torch.empty((x.count, width), dtype=d, device=device) for d in (total, dropped)]
-    new = torch.zeros if tiles.wide else torch.empty
-    partial = [new((programs, width), dtype=torch.float32, device=device) if needed else None for needed in sums]
+    partial = partial_sums(sums, (programs, width), device, zero=tiles.wide)
     r, dropout = residual or grad, dropout or Dropout.of(0.0, None, 0)
     launch(
         norm_backward_wide if tiles.wide else norm_backward, programs, device,
         grad.tensor, x.tensor, weight, None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
-        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops,
+        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual, STAGES=STAGES,
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip
-    return *written, [None if s is None else s.sum(0) for s in partial]
+    return *written, sums_of(partial, sums)

@@ -70,9 +70,9 @@ def _add(sums, values, columns, D: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def norm_backward_wide(
-    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_dropped, a, eps, M,
+    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
-    seed, stream, p, scale, DROP: tl.constexpr,
+    seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
@@ -105,12 +105,15 @@ def norm_backward_wide(
                     _add(sum_bias, g, columns, D)
                 g = rstd * (affine(g, weight, None, columns, D) - g_1 - y * g_y)
             if residual is not None:
-                g += a * _read(residual + offsets(row, r_inner, r_outer, r_stride, ALIGN), columns, D)
+                r = _read(residual + offsets(row, r_inner, r_outer, r_stride, ALIGN), columns, D)
+                g += a * r
+                if OF_RESIDUAL:
+                    _add(sum_output, r, columns, D)
             if total is not None:
                 tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
-            if dropped is not None or sum_dropped is not None:
+            if dropped is not None or (sum_output is not None and not OF_RESIDUAL):
                 g = drop(g, keeps(rows, columns, D, seed, stream, p, DROP), scale, DROP)
                 if dropped is not None:
                     tl.store(dropped + at, rounded(g, dropped.dtype.element_ty), inside)
-                if sum_dropped is not None:
-                    _add(sum_dropped, g, columns, D)
+                if sum_output is not None and not OF_RESIDUAL:
+                    _add(sum_output, g, columns, D)

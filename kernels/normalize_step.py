@@ -27,8 +27,9 @@ from torch import Tensor
 from .device import ceil_div, launch, why_not_on
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
-from .rows import LONGEST, alignment, as_rows, offsets, row_tiles
+from .rows import LONGEST, STAGES, alignment, as_rows, offsets, row_tiles
 from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
+from .sums import Sum, sums_of
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -76,14 +77,14 @@ def step_backward(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, STAGES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep."""
     columns = tl.arange(0, BLOCK)
     c = read_step(step_pointer, step, columns, D, STEP)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
         g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
@@ -141,13 +142,16 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     partial = None
     if need_step:
         shape = (programs, width) if kind == STEP_CHANNELS.value else (programs,)
-        partial = torch.zeros(shape, dtype=torch.float32, device=x.device)
+        new = torch.zeros if tiles.wide else torch.empty  # the wide kernel adds to it
+        partial = new(shape, dtype=torch.float32, device=x.device)
     kernel = step_backward_wide if tiles.wide else step_backward
     launch(
         kernel, programs, x.device,
         gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
         *gs[2:], *xs[2:], *us[2:],
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
-        ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
+        STAGES=STAGES, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
+        ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
-    return grad_x, type(tensors)(grad_u, None if partial is None else partial.sum(0))
+    wanted = Sum(tensors.step_tensor.dtype) if need_step else None
+    return grad_x, type(tensors)(grad_u, *sums_of([partial], [wanted]))

@@ -64,7 +64,7 @@ def step_backward_wide(
     grad, x, u, grad_x, grad_u, partial, step_pointer, step, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, u_inner, u_outer, u_stride,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
-    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr,
+    NEED_X: tl.constexpr, NEED_U: tl.constexpr, NEED_STEP: tl.constexpr, STAGES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Where dstep has a number for every channel, a program adds to its own row of partial, zero before, in memory."""

@@ -22,11 +22,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from .emulation import dot
+from .emulation import dot, rounded
 from .rows import aligned, alignment
 from .tiles import Tile, precision
 
-__all__ = ["as_matrix", "as_operands", "precision", "product", "product_pair", "tile_at", "turns"]
+__all__ = ["as_matrix", "as_operands", "as_results", "precision", "product", "product_pair", "put", "tile_at", "turns"]
 
 
 def as_matrix(w: Tensor) -> Tensor:
@@ -52,6 +52,29 @@ def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool,
     block_b = [t.BN, t.BK] if b_along_k else [t.BK, t.BN]
     a, b = (TensorDescriptor(w, [*w.shape], [w.stride(0), 1], block) for w, block in ((a, block_a), (b, block_b)))
     return (a, b), {"DESCRIPTORS": True, **constants}
+
+
+def as_results(t: Tile, *results: Tensor | None, whole: int = 0):
+    """Contiguous tensors as the matrices that a kernel writes by :func:`put`, and its constant STORES. Tiles must not
+    reach past a multiple of ``whole`` columns, if it is given: others begin there, and nothing is masked."""
+    if not t.STORES or whole % t.BN:
+        return results, {"STORES": False}
+    matrices = [None if w is None else w.view(-1, w.shape[-1]) for w in results]
+    if not all(w is None or _can_be_described(w) for w in matrices):
+        return results, {"STORES": False}
+    block = [t.BM, t.BN // t.slices]
+    blocks = (None if w is None else TensorDescriptor(w, [*w.shape], [w.stride(0), 1], block) for w in matrices)
+    return tuple(blocks), {"STORES": True}
+
+
+@triton.jit
+def put(to, value, row, column, rows, columns, width, inside, STORES: tl.constexpr):
+    """Writes a tile of a contiguous matrix ``(any, width)``, rounded, at ``row`` and ``column``: ``rows`` (int64) and
+    ``columns``, where they are ``inside``."""
+    if STORES:
+        to.store([row, column], rounded(value, to.dtype))
+    else:
+        tl.store(to + rows[:, None] * width + columns[None, :], rounded(value, to.dtype.element_ty), inside)
 
 
 @triton.jit

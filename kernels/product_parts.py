@@ -13,8 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import launch
-from .emulation import rounded
-from .product import as_operands, precision, product, tile_at, turns
+from .product import as_operands, as_results, precision, product, put, tile_at, turns
 from .rows import aligned
 from .slices import slices
 from .tiles import Tile
@@ -26,7 +25,7 @@ __all__ = ["product_parts", "sum_of_parts"]
 def product_parts_kernel(
     left, right, out, c, M, N, K, part, left_stride, right_stride,
     LEFT_ALONG_K: tl.constexpr, RIGHT_ALONG_K: tl.constexpr, CUT: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, PERSISTENT: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, STORES: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
     """A program: one tile of one part, or where nothing is cut its share of the tiles."""
@@ -48,9 +47,10 @@ def product_parts_kernel(
         rows = tile_row * BM + tl.arange(0, BM)
         long_rows = index * tl.cast(M, tl.int64) + rows
         for i in tl.static_range(SLICES):
-            at = tile_column * BN + i * (BN // SLICES) + tl.arange(0, BN // SLICES)
+            begin = tile_column * BN + i * (BN // SLICES)
+            at = begin + tl.arange(0, BN // SLICES)
             inside = (rows < M)[:, None] & (at < N)[None, :]
-            tl.store(out + long_rows[:, None] * N + at[None, :], rounded(c * parts[i], out.dtype.element_ty), inside)
+            put(out, c * parts[i], tile_row * BM, begin, long_rows, at, N, inside, STORES)
 
 
 @triton.jit
@@ -77,10 +77,11 @@ def product_parts(
     if parts > 1:
         t = t._replace(PERSISTENT=False)
     operands, constants = as_operands(left, right, t, *along_k, N)
+    result, stores = as_results(t, out[0]) if parts == 1 and t.STORES else ((out,), {"STORES": False})
     launch(
         product_parts_kernel, parts * t.programs(M, N, left.device), left.device,
-        *operands, out, c, M, N, K, part, left.stride(0), right.stride(0),
+        *operands, *result, c, M, N, K, part, left.stride(0), right.stride(0),
         LEFT_ALONG_K=along_k[0], RIGHT_ALONG_K=along_k[1], CUT=parts > 1, PRECISION=precision(left.dtype),
-        **constants, **t.constants(),
+        **constants, **stores, **t.constants(),
     )  # fmt: skip
     return out

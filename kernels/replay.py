@@ -9,18 +9,21 @@ kernels start with other pointers. What chose tiles and strides does not run aga
 agree in everything but the tensors' numbers and places: shapes, strides, dtypes, device, places modulo 16 bytes, and
 all that is no tensor. What else launchers look at is looked at here, in :meth:`Recorded.__call__`.
 
-A function that does more than allocate, look at tensors through views, describe them and launch is called as it is.
+A function that does more than allocate, look at tensors through views, describe them, launch and call PyTorch's
+attention is called as it is. The latter runs once while it is recorded, for its results' strides.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .attention_core import OPERATORS, settings
 from .device import Launch, Start, recording, target
 from .tiles import in_use, precision
 
@@ -39,6 +42,14 @@ _VIEWS = (
     _aten.as_strided.default,
     _aten.alias.default,
     _aten.detach.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+    _aten.expand.default,
+    _aten.unsqueeze.default,
+    _aten.t.default,
+    _aten.transpose.int,
 )
 
 
@@ -57,7 +68,7 @@ class Recorded:
         if self._dtype is None:
             narrow = all(t.dtype != torch.float32 for t in (x, *arguments) if isinstance(t, Tensor))
             self._dtype = x.dtype if narrow else torch.float32
-        facts = target(x.device), precision(self._dtype), in_use()
+        facts = target(x.device), precision(self._dtype), in_use(), settings()
         replay = self._replays.get(facts)
         if replay is None:
             replay = self._replays[facts] = _record(self._function, x, *arguments) or self._function
@@ -69,19 +80,53 @@ class _Unknown(Exception):
 
 
 class _Allocations(TorchDispatchMode):
-    """Appends new tensors to ``steps``, and refuses every operator that reads or writes numbers."""
+    """Appends new tensors and calls to ``steps``, and refuses every other operator that reads or writes numbers."""
 
-    def __init__(self, steps: list[Launch | Tensor]):
+    def __init__(self, steps: list["Launch | Tensor | _Call"]):
         super().__init__()
         self._steps = steps
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function not in _ALLOCATIONS and function not in _VIEWS:
+        if function not in _ALLOCATIONS and function not in _VIEWS and function not in OPERATORS:
             raise _Unknown
         result = function(*args, **(kwargs or {}))
         if function in _ALLOCATIONS:
             self._steps.append(result)
+        elif function in OPERATORS:
+            self._steps.append(_Call(function, args, kwargs or {}, result))
         return result
+
+
+class _Call(NamedTuple):
+    """One of PyTorch's operators, which makes new tensors of others."""
+
+    function: Callable
+    arguments: tuple
+    constants: dict
+    results: tuple
+
+    @property
+    def given(self) -> list[Tensor]:
+        return [a for a in self.arguments if isinstance(a, Tensor)]
+
+    @property
+    def made(self) -> dict[int, Tensor]:
+        """By their place among the results."""
+        return {i: r for i, r in enumerate(self.results) if isinstance(r, Tensor)}
+
+    def again(self) -> Callable:
+        """The call as a function of the tensors among its arguments."""
+        function, constants = self.function, self.constants
+        others = [_TENSOR if isinstance(a, Tensor) else a for a in self.arguments]
+
+        def call(*tensors):
+            rest = iter(tensors)
+            return function(*(next(rest) if a is _TENSOR else a for a in others), **constants)
+
+        return call
+
+
+_TENSOR = object()
 
 
 def _record(function: Callable, *arguments) -> Callable | None:
@@ -95,17 +140,23 @@ def _record(function: Callable, *arguments) -> Callable | None:
         return None
 
 
-def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tensor | Sequence[Tensor]) -> Callable:
+def _replay(
+    arguments: Sequence, steps: Sequence[Launch | Tensor | _Call], outputs: Tensor | Sequence[Tensor]
+) -> Callable:
     """The steps in order, on values that have numbers: arguments, then constants, buffers and descriptors."""
     given = [a for step in steps if isinstance(step, Launch) for a in step.arguments]
     constants = [a for a in given if not isinstance(a, (Tensor, TensorDescriptor))]
     if not all(a is None or isinstance(a, (int, float, str)) for a in constants):
         raise _Unknown  # one of them may hold a tensor
     fixed = (*arguments, *constants)
-    values = [*fixed, *(step for step in steps if isinstance(step, Tensor))]
+    values = [*fixed]
+    for step in steps:
+        values += step.made.values() if isinstance(step, _Call) else [step] if isinstance(step, Tensor) else []
     memories = [v.untyped_storage() if isinstance(v, Tensor) else None for v in values]
     single = isinstance(outputs, Tensor)
     returned = {_number(y, values, memories): y for y in ([outputs] if single else outputs)}
+    if not all(_begins(y, values[number]) for number, y in returned.items()):
+        raise _Unknown  # a part of a buffer
     wanted = tuple(returned)
     if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
@@ -120,17 +171,44 @@ def _replay(arguments: Sequence, steps: Sequence[Launch | Tensor], outputs: Tens
         plan.append((start, _picker(numbers), result, done))
         last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
 
-    def number_of(argument: object) -> int:
-        if isinstance(argument, Tensor):
-            return _number(argument, values, memories)
-        if not isinstance(argument, TensorDescriptor):
-            return next(constant)
-        base = _number(argument.base, values, memories)
+    def new() -> int:
+        """The number of a value that the plan alone knows."""
         values.append(None)
-        add(_describer(argument), (base,), len(values) - 1)
+        memories.append(None)
         return len(values) - 1
 
+    def made(how: Callable, of: int) -> int:
+        """The number of what ``how`` makes of a value."""
+        number = new()
+        add(how, (of,), number)
+        return number
+
+    def number_of(argument: object) -> int:
+        if isinstance(argument, TensorDescriptor):
+            return made(_describer(argument), number_of(argument.base))
+        if not isinstance(argument, Tensor):
+            return next(constant)
+        number = _number(argument, values, memories)
+        if _begins(argument, values[number]):
+            return number
+        return made(_viewer(argument, values[number]), number)
+
+    def seen_as(view: Tensor) -> int:
+        """The number of a tensor whose shape and strides are looked at too."""
+        number = _number(view, values, memories)
+        value = returned.get(number, values[number])
+        same = (view.shape, view.stride()) == (value.shape, value.stride()) and _begins(view, value)
+        return number if same else made(_viewer(view, value), number)
+
     for step in steps:
+        if isinstance(step, _Call):
+            numbers = [seen_as(t) for t in step.given]
+            results = new()
+            add(step.again(), numbers, results)
+            for place, result in step.made.items():
+                number = next(buffer)
+                add(_taker(place, returned.get(number, result), result), (results,), number)
+            continue
         if isinstance(step, Launch):
             numbers = [number_of(a) for a in step.arguments]
             add(Start(step._replace(arguments=()), arguments[0].device), numbers, None)
@@ -175,6 +253,20 @@ def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
     return describe
 
 
+def _viewer(like: Tensor, of: Tensor) -> Callable[[Tensor], Tensor]:
+    """Views of other tensors that lie in them as ``like`` does in ``of``: a matrix's last columns, say."""
+    size, stride, offset = like.shape, like.stride(), like.storage_offset() - of.storage_offset()
+    return lambda t: t.as_strided(size, stride, t.storage_offset() + offset)
+
+
+def _taker(place: int, like: Tensor, result: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
+    """One of a call's results, in the shape of ``like``, which lies in ``result``."""
+    if like is result:
+        return itemgetter(place)
+    view = _viewer(like, result)
+    return lambda results: view(results[place])
+
+
 def _picker(numbers: Sequence[int]) -> Callable[[list], Sequence]:
     """The values with these numbers."""
     if len(numbers) > 1:
@@ -187,12 +279,17 @@ def _same(t: Tensor) -> Tensor:
 
 
 def _number(tensor: Tensor, values: Sequence, memories: Sequence) -> int:
-    """Which of ``values`` begins where ``tensor`` does, in memory that is no other's; ``memories`` are theirs."""
+    """Which of ``values`` the tensor is or lies in, in memory that is no other's; ``memories`` are theirs."""
     for number, value in enumerate(values):
         if value is tensor:
             return number
     memory = tensor.untyped_storage()
     found = [number for number, other in enumerate(memories) if other is memory]
-    if len(found) != 1 or values[found[0]].data_ptr() != tensor.data_ptr() or values[found[0]].dtype != tensor.dtype:
+    if len(found) != 1 or values[found[0]].dtype != tensor.dtype:
         raise _Unknown
     return found[0]
+
+
+def _begins(tensor: Tensor, value: Tensor) -> bool:
+    """Whether it begins where the value does: all that a kernel asks of a tensor."""
+    return tensor.data_ptr() == value.data_ptr()

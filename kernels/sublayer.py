@@ -3,6 +3,7 @@
 operand           N(x) or x as the matrix that the first product reads
 residual_sum      the second product with the residual sum, and the post-norm, in its epilogue
 through_output    back from dy to the gradients of the sum, of the product's result and of b, in one row kernel
+through_norm      back through N to x, with the residual's gradient and, if it is still wanted, that of b, in another
 """
 
 import torch
@@ -13,8 +14,19 @@ from .dropout import Dropout
 from .linear_residual import Norm, linear_residual
 from .norm_rows import normalize_rows, normalize_rows_backward
 from .rows import LONGEST, Rows, as_rows
+from .sums import Sum
 
-__all__ = ["is_post", "matrix", "operand", "post_norm", "residual_sum", "through_output", "why_not_rows"]
+__all__ = [
+    "is_post",
+    "matrix",
+    "operand",
+    "post_norm",
+    "residual_sum",
+    "sum_for",
+    "through_norm",
+    "through_output",
+    "why_not_rows",
+]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -59,9 +71,15 @@ def post_norm(t, o, total: Tensor | None) -> Norm | None:
     return Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None
 
 
-def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool):
+def sum_for(need: bool, parameter: Tensor | None, c: float = 1.0) -> Sum | None:
+    """The gradient of a parameter as a sum over rows."""
+    return Sum(parameter.dtype, c) if need else None
+
+
+def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool, again: bool):
     """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
-    product's result, in the dtype of the weights."""
+    product's result, in the dtype of the weights. With ``again``, a row kernel after this reads ``grads`` anyway:
+    b_out's gradient is left to it, None here, where nothing else has to be read."""
     post, dtype = is_post(o), t.w_out.dtype
     same = not dropout.drops and grads.tensor.dtype == dtype
     if not post and same and grads.is_matrix:
@@ -70,7 +88,11 @@ def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: boo
         g = None  # g is the gradient of the sum itself where they have the same dtype and nothing is dropped
         in_total = post and (need_x or (same and need_g))
         written = (grads.tensor.dtype if in_total else None, dtype if need_g and not (post and same) else None)
-    sums = (post and need.norm_weight, post and need.norm_bias, need.b_out)
+    sums = (
+        sum_for(post and need.norm_weight, t.norm_weight),
+        sum_for(post and need.norm_bias, t.norm_bias),
+        sum_for(need.b_out and (any(written) or not again), t.b_out, o.step),
+    )
     d_total = None
     by_weight = by_bias = by_b_out = None
     if any(written) or any(sums):
@@ -80,4 +102,22 @@ def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: boo
         )  # fmt: skip
         g = g if g is not None else d_total if dropped is None else dropped
     residual = grads if d_total is None else as_rows(d_total)
-    return residual, g, by_weight, by_bias, None if by_b_out is None else o.step * by_b_out
+    return residual, g, by_weight, by_bias, by_b_out
+
+
+def through_norm(
+    dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """``(dx, the gradients of the norm's parameters and of b_out by name)``, pre placement, those needed; ``dn`` is the
+    gradient of N(x)."""
+    dx, _, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
+        as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
+        residual=grads if need_x else None, a=o.residual_scale, total=rows.tensor.dtype if need_x else None,
+        sums=(
+            sum_for(need.norm_weight, t.norm_weight),
+            sum_for(need.norm_bias, t.norm_bias),
+            sum_for(need_b_out, t.b_out, o.step),
+        ),
+        of_residual=True,
+    )  # fmt: skip
+    return dx, {"norm_weight": by_weight, "norm_bias": by_bias} | ({"b_out": by_b_out} if need_b_out else {})

@@ -56,6 +56,8 @@ PRODUCTS = (
     "narrow_dropout",
 )
 REACH = 2.0  # octaves
+MOST_PARTS = 32
+_MULTIPLIED = {"16-bit": 2048, "tf32": 1024, "float32": 128}  # products of numbers a clock and processor
 REGISTERS = 65536  # of a processor, 32 bits each
 
 
@@ -68,6 +70,8 @@ class Tile(NamedTuple):
     GROUP: int = 8  # rows of tiles that are walked together
     PERSISTENT: bool = False  # as many programs as the device holds, each walking over its share of the tiles
     DESCRIPTORS: bool = False  # operands come by tensor descriptors (TMA) where they can
+    STORES: bool = False  # and results leave by them
+    SLICES: int = 0  # of the tile, one after another in the epilogue; 0: by `slices`
     PARTS: int = 0  # of the sum over k, in "few" and "weight"; 0: by `_parts`
     MAXNREG: int = 0  # NVIDIA: registers of a thread at most, if the epilogue does with them; 0: as many as it wants
 
@@ -83,17 +87,20 @@ class Tile(NamedTuple):
         return min(self.count(M, N), together * processors(device))
 
     def constants(self) -> dict[str, int]:
-        """The arguments of a kernel with a main loop over k, whose epilogue works slice by slice: 16 elements a
-        thread, 8 where registers are few."""
+        """The arguments of a kernel with a main loop over k."""
         return _constants(self)
+
+    @property
+    def slices(self) -> int:
+        """16 elements a thread, 8 where registers are few."""
+        return self.SLICES or max(1, min(self.BM * self.BN // ((256 if self.MAXNREG else 512) * self.num_warps), 8))
 
 
 @functools.cache
 def _constants(tile: Tile) -> dict[str, int]:
-    slices = max(1, min(tile.BM * tile.BN // ((256 if tile.MAXNREG else 512) * tile.num_warps), 8))
     names = ("BM", "BN", "BK", "num_warps", "num_stages", "GROUP", "PERSISTENT")
     bound = {"maxnreg": tile.MAXNREG} if tile.MAXNREG else {}
-    return {**{name: getattr(tile, name) for name in names}, "SLICES": slices, **bound}
+    return {**{name: getattr(tile, name) for name in names}, "SLICES": tile.slices, **bound}
 
 
 class Table(NamedTuple):
@@ -167,10 +174,24 @@ def cut(product: str, dtype: torch.dtype, device: torch.device, M: int, N: int, 
 @functools.lru_cache(1 << 14)
 def _cut(tried: Tile | None, product: str, operand: str, on: Target, M: int, N: int, K: int) -> tuple[Tile, int, int]:
     tiles = (tried,) if tried else _row(product, operand, on, (M, N, K))
-    plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
-    t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
+    if product == "weight":
+        plans = [(t, n) for t in tiles for n in ((t.PARTS,) if t.PARTS else range(1, min(MOST_PARTS, K // 512) + 1))]
+        plans = plans or [(tiles[-1], 1)]
+        t, parts = min(plans, key=lambda plan: _clocks(*plan, operand, M, N, K, on.processors))
+    else:
+        plans = [(t, t.PARTS or _parts(t, M, N, K, on.processors)) for t in tiles]
+        t, parts = next(((t, n) for t, n in plans if _enough(n * t.count(M, N), on.processors)), plans[-1])
     part = max(ceil_div(ceil_div(K, parts), t.BK), 1) * t.BK
     return t, max(ceil_div(K, part), 1), part
+
+
+def _clocks(t: Tile, parts: int, operand: str, M: int, N: int, K: int, processors: int) -> float:
+    """About how many clocks a gradient of a weight takes: tiles in waves, each as long as its products or as its
+    operands take to come from L2; the parts, written and read in float32, and the launch that adds them. The numbers
+    are a Hopper's; what they weigh against each other is much the same elsewhere."""
+    term = max(t.BM * t.BN / _MULTIPLIED[operand], (t.BM + t.BN) * (2 if operand == "16-bit" else 4) / 48)
+    clocks = ceil_div(parts * t.count(M, N), processors) * (K / parts * term + 2000)
+    return clocks if parts == 1 else clocks + parts * M * N * 8 / (18 * processors) + 4000
 
 
 def _parts(t: Tile, M: int, N: int, K: int, processors: int) -> int:

@@ -135,6 +135,9 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
             )
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
+        suite.add_argument(
+            "--seconds", type=_seconds, metavar="S", help="look at each variant for S seconds at most (default: 1.5)"
+        )
         suite.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
         suite.add_argument(
             "--compile-ahead",
@@ -190,6 +193,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return seconds
+
+
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
     names = suites(given)
@@ -242,6 +255,7 @@ def bench_options(given: argparse.Namespace):
         compile=not given.no_compile,
         backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
         models=tuple(_known("--model", name, SPECS) for name in getattr(given, "model", None) or ()),
+        seconds=given.seconds,
     )
 
 

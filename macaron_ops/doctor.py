@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import __version__, native
+from .native.cuda import library as cuda_library
 from .ops import backends
 
 _EXTRAS = {
@@ -41,6 +42,7 @@ def report() -> str:
         "Devices": _devices(),
         "Compilers": [(name, _compiler(name)) for name in _COMPILERS],
         "Native library": _native(),
+        "CUDA library": _cuda_library(),
         "Backends": list(_backends()),
         "Extras": [(name, _extra(name)) for name in _EXTRAS],
     }
@@ -115,6 +117,17 @@ def _native() -> list[tuple[str, str]]:
     if newer:
         rows.append(("out of date", f"{', '.join(newer)} changed after it was built"))
     return [*rows, ("to build it", native.how_to_build())] if path else rows
+
+
+def _cuda_library() -> list[tuple[str, str]]:
+    record, why, newer = native.build_record("cuda"), cuda_library.why_not_loaded(), native.newer_sources("cuda")
+    rows = [("library", str(cuda_library.path()) if why is None else f"none: {why}")]
+    if "archs" in record:
+        rows.append(("built for", ", ".join(f"sm_{arch}" for arch in record["archs"])))
+        rows.append(("built by", f"{record['compiler']}, with the headers of torch {record['torch headers']}"))
+    if newer and "archs" in record:
+        rows.append(("out of date", f"{', '.join(newer)} changed after it was built"))
+    return rows
 
 
 def _backends() -> Iterable[tuple[str, str]]:

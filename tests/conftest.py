@@ -17,6 +17,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) and Path(sysconfig.get_pat
 if not GPU:
     # Triton reads it when it is imported (torch alone does not import it) and for each kernel it decorates.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("MACARON_OPS_CUDA_ON_HOST", "1")  # the CUDA kernels that were compiled for the CPU
 torch.set_num_threads(1)  # the tensors are small, and make test runs a worker per core
 
 settings.register_profile("ci", max_examples=20, deadline=None, derandomize=True)

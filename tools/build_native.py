@@ -4,13 +4,17 @@ usage: python tools/build_native.py              what changed since the last tim
        python tools/build_native.py --sanitize   build/sanitize/: with AddressSanitizer and UBSan, the package untouched
        python tools/build_native.py --emulate    build/emulate/: the instruction sets of AVX-512 on a machine with AVX2
                                                  (csrc/emulated), to be tested, the package untouched; or with both
+       python tools/build_native.py --cuda-on-host   build/cuda-on-host/: the CUDA kernels for the CPU (csrc/cuda/host),
+                                                 to be tested without a GPU, the package untouched; or with --sanitize
 
 Needs a C++ compiler, ninja, and the headers of any torch from 2.11 on: they are found, torch is not imported, and the
 library runs with every torch from 2.11 on (LibTorch's stable ABI) and with every Python. `pip install` runs this file
 through setup.py, where a part that cannot be built is left out with a loud message. Variables:
 
-    MACARON_OPS_BUILD  the parts to build ("cpu"), and then one that is missing is an error; "none" builds nothing
-    CXX, MAX_JOBS      the compiler, and how many files it compiles at a time
+    MACARON_OPS_BUILD  the parts to build ("cpu,cuda"), and then one that is missing is an error; "none" builds nothing.
+                       Not set: "cpu", and "cuda" where nvcc and a torch with CUDA are
+    MACARON_OPS_CUDA_ARCHS   the GPUs to compile for ("80;90a"); not set: those of this machine, or these two
+    CXX, NVCC, MAX_JOBS      the compilers, and how many files they compile at a time
 """
 
 import fcntl
@@ -20,6 +24,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -39,16 +44,27 @@ class BuildError(Exception):
     """A part cannot be built; the message says why, in a line or two."""
 
 
+class NotHere(BuildError):
+    """A part that this machine has no use for, or no compiler: no error, unless it is asked for by name."""
+
+
 class Modes(NamedTuple):
     """What a library for tests is built with."""
 
     emulate: bool = False
     sanitize: bool = False
+    cuda_on_host: bool = False
 
     @property
     def folder(self) -> str:
         """Relative to ROOT, as all paths of ours in a build.ninja: a copied checkout has nothing to build again."""
-        return "build/" + ("-".join(name for name, on in self._asdict().items() if on) or "native")
+        names = [name.replace("_", "-") for name, on in self._asdict().items() if on]
+        return "build/" + ("-".join(names) or "native")
+
+    @property
+    def parts(self) -> list[str]:
+        """What is built for tests in these modes."""
+        return ["cuda"] if self.cuda_on_host else ["cpu"]
 
 
 class Part(NamedTuple):
@@ -124,8 +140,119 @@ def plan_cpu(modes: Modes) -> tuple[str, dict]:
     return "\n".join(lines) + "\n", record
 
 
-# A part for CUDA will be a plan_cuda above and a line here.
-PARTS = {"cpu": Part("libmacaron_ops_cpu.so", "the CPU kernels (backend `native`)", plan_cpu)}
+# --- cuda: kernels by nvcc, without a header of torch; what binds them to torch by the C++ compiler ------------------
+
+DEFAULT_ARCHS = "80;90a"
+# What tests ask of the compiled kernels (no spills, no local memory) is shown while they are compiled.
+NVCC = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills,-warn-lmem-usage"
+# Switching stacks by longjmp is what fibers are, and what _FORTIFY_SOURCE forbids.
+ON_HOST = "-DMACARON_OPS_CUDA_ON_HOST -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
+
+
+def plan_cuda(modes: Modes) -> tuple[str, dict]:
+    kernels = sorted(ROOT.glob("csrc/cuda/*.cu"))
+    glue = sorted(ROOT.glob("csrc/cuda/torch/*.cpp"))
+    if not kernels or not glue:
+        raise NotHere("csrc/cuda holds no sources: this is not a whole checkout or source distribution")
+    torch = find_torch()
+    nvcc, nvcc_version = ("", "") if modes.cuda_on_host else cuda_compiler(torch)
+    cxx, version = compiler()
+    optimise = SANITIZE if modes.sanitize else "-O1" if modes.cuda_on_host else "-O2"
+    if modes.cuda_on_host:
+        record = {"on host": True, "compiler": version}
+        archs, libraries = "host", ""
+        cu = f"{cxx} -x c++ {LANGUAGE} {optimise} {ON_HOST}"
+    else:
+        names = cuda_archs()
+        archs = " ".join(names)
+        record = {"archs": names, "compiler": nvcc_version}
+        libraries = f"{cuda_libraries(nvcc)} -lcudart_static -lrt -lpthread -ldl"
+        cu = f"{nvcc} -ccbin {cxx} {NVCC} {' '.join(flag for name in names for flag in generate(name, names))}"
+    folder = f"{modes.folder}/cuda"
+    lines = [
+        "ninja_required_version = 1.5",
+        f"builddir = {folder}",
+        rule("kernel", f"{cu} -MD -MF $out.d -c $in -o $out", "cu $in", "depfile = $out.d", "deps = gcc"),
+        rule("glue", f"{cxx} $flags -MD -MF $out.d -c $in -o $out", "c++ $in", "depfile = $out.d", "deps = gcc"),
+        rule(
+            "link",
+            f"{cxx} -shared $flags $in -o $out {option('-L', torch.folder / 'lib')} {libraries} {LIBRARIES}",
+            "link $out",
+        ),
+    ]
+    objects = []
+    for source in (*kernels, *glue):
+        kind = "kernel" if source.suffix == ".cu" else "glue"
+        objects.append(f"{folder}/{kind}/{source.stem}.o")
+        lines.append(f"build {objects[-1]}: {kind} {source.relative_to(ROOT)}")
+    headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')}"
+    headers += " " + option("-DMACARON_OPS_CUDA_ARCHS=", f'"{archs}"')
+    lines.insert(2, f"flags = {LANGUAGE} {optimise} {headers} {ON_HOST if modes.cuda_on_host else ''}")
+    lines.append(f"build {folder}/{PARTS['cuda'].library}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n", record | {"torch headers": torch.version}
+
+
+def cuda_compiler(torch: "Torch") -> tuple[str, str]:
+    """The command of nvcc, and its version.
+
+    Raises:
+        NotHere: there is none, or this torch has no use for what it compiles.
+    """
+    command = os.environ.get("NVCC") or "nvcc"
+    try:
+        done = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
+        raise NotHere(f"the CUDA compiler {command} is not there, or does not run") from None
+    if "cuda" not in (asked_for() or ()) and not list(torch.folder.glob("lib/libtorch_cuda.so*")):
+        raise NotHere(
+            f"torch {torch.version} was built without CUDA (MACARON_OPS_BUILD=cpu,cuda builds it all the same)"
+        )
+    return escaped(command), next((line for line in done.stdout.splitlines() if "release" in line), command)
+
+
+def cuda_libraries(nvcc: str) -> str:
+    """The folders in which nvcc has its libraries, as options."""
+    command = [*shlex.split(nvcc), "--dryrun", "-x", "cu", "-c", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line.split("LIBRARIES=", 1)[1] for line in done.stderr.splitlines() if "LIBRARIES=" in line]
+    if not lines:
+        raise BuildError(f"{nvcc} --dryrun does not say where its libraries are")
+    return " ".join(escaped(shlex.quote(folder)) for folder in shlex.split(lines[0]) if folder.startswith("-L"))
+
+
+def cuda_archs() -> list[str]:
+    """The GPUs to compile for, as nvcc names them."""
+    value = os.environ.get("MACARON_OPS_CUDA_ARCHS")
+    if not value:
+        try:
+            done = subprocess.run(
+                ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
+            )
+            found = sorted({line.strip().replace(".", "") for line in done.stdout.splitlines() if "." in line}, key=int)
+            value = ";".join("90a" if name == "90" else name for name in found)
+        except (OSError, ValueError):
+            value = ""
+    names = (value or DEFAULT_ARCHS).replace(",", ";").split(";")
+    names = [name.strip() for name in names if name.strip()]
+    for name in names:
+        number = re.fullmatch(r"(\d+)[af]?", name)
+        if number is None or int(number[1]) < 80:
+            raise BuildError(f"MACARON_OPS_CUDA_ARCHS={value}: {name!r} is no GPU from 80 (Ampere) on; such as 80;90a")
+    return names
+
+
+def generate(arch: str, archs: list[str]) -> list[str]:
+    """nvcc's options for one of ``archs``. The oldest that is not for one GPU alone is also there as PTX, which drivers
+    compile for newer GPUs."""
+    portable = [name for name in archs if name.isdigit()]
+    codes = [f"sm_{arch}"] + ([f"compute_{arch}"] if portable and arch == min(portable, key=int) else [])
+    return [f"-gencode=arch=compute_{arch},code={code}" for code in codes]
+
+
+PARTS = {
+    "cpu": Part("libmacaron_ops_cpu.so", "the CPU kernels (backend `native`)", plan_cpu),
+    "cuda": Part("libmacaron_cuda.so", "the CUDA kernels (backend `cuda`)", plan_cuda),
+}
 
 
 # --- what a part needs ----------------------------------------------------------------------------------------------
@@ -251,8 +378,9 @@ def asked_for() -> list[str] | None:
     names = [] if names == ["none"] else names
     for name in names:
         if name not in PARTS:
-            why = "this version of macaron_ops has no CUDA part" if name == "cuda" else f"there is no part {name!r}"
-            raise BuildError(f"MACARON_OPS_BUILD={value}: {why}; expected none, or of {', '.join(PARTS)}")
+            raise BuildError(
+                f"MACARON_OPS_BUILD={value}: there is no part {name!r}; expected none, or of {', '.join(PARTS)}"
+            )
     return names
 
 
@@ -281,7 +409,7 @@ def install(folder: Path, optional: bool) -> bool:
             library, record[name] = build(name, Modes())
             put(library, folder)
         except BuildError as error:
-            wanted = asked is None or name in asked
+            wanted = name in asked if asked is not None else not isinstance(error, NotHere)
             if wanted and (asked or not optional):
                 raise
             folder.joinpath(part.library).unlink(missing_ok=True)
@@ -314,12 +442,13 @@ MEND = f"a C++ compiler (GCC 10, clang 12 or newer: apt install g++), ninja and 
 
 def main(arguments: list[str]) -> str | None:
     """What went wrong, or None."""
-    if not set(arguments) <= {f"--{name}" for name in Modes._fields}:
+    flags = [f"--{name.replace('_', '-')}" for name in Modes._fields]
+    if not set(arguments) <= set(flags):
         return __doc__
-    modes = Modes(*(f"--{name}" in arguments for name in Modes._fields))
+    modes = Modes(*(flag in arguments for flag in flags))
     try:
         if any(modes):
-            for name in PARTS:
+            for name in modes.parts:
                 put(build(name, modes)[0], ROOT / modes.folder)
         else:
             install(PACKAGE, optional=False)

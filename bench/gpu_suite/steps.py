@@ -17,7 +17,8 @@ from .. import numbers
 from ..lines import aligned
 
 CHECKOUT = Path(macaron_ops.__file__).resolve().parent.parent
-PROCESSES = max(1, min(8, (os.cpu_count() or 1) // 2))  # of what compiles; each holds a context on the GPU
+PROCESSES = max(1, min(14, (os.cpu_count() or 1) - 2))  # of what compiles; each holds a context on the GPU
+SECONDS = 0.25  # to look at a variant: on a GPU medians settle soon
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def bench(suite: str, *arguments: str) -> Callable[[Path], list[str]]:
 def _in_bfloat16(suite: str, backend: str | None, *filters: str) -> Callable[[Path], list[str]]:
     chosen = [argument for each in filters for argument in ("--filter", each)]
     asked = ("--backend", backend) if backend else ()
-    return bench(suite, "--dtype", "bfloat16", *asked, "--compile-ahead", str(PROCESSES), *chosen)
+    ahead = ("--compile-ahead", str(PROCESSES))
+    return bench(suite, "--dtype", "bfloat16", "--seconds", str(SECONDS), *asked, *ahead, *chosen)
 
 
 def _why_no_tests() -> str | None:

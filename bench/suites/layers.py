@@ -17,7 +17,7 @@ from ..correctness import Yardstick
 from ..eager import EAGER_LAYERS, SCHEMES, avoid_kinks_, randomize_
 from ..group import COMPILED, EAGER, OURS, PRODUCTS, Group, Ready, Variant, backend_names, gradients, on_backend
 from ..options import DTYPES, Options
-from ..presets import PRESETS, Preset
+from ..presets import GPU_PRESETS, PRESETS, Preset
 
 DENOMINATOR = f"{EAGER} Lie-Trotter"
 
@@ -26,9 +26,10 @@ QUICK_COMPILES = ("wmt-base",)
 
 
 def groups(options: Options) -> list[Group]:
+    presets = [*PRESETS.values(), *(GPU_PRESETS.values() if options.device.type == "cuda" else ())]
     return [
         group(preset, dtype, direction, options)
-        for preset in PRESETS.values()
+        for preset in presets
         for dtype in options.dtypes
         for direction in flops.PASSES
     ]

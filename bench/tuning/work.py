@@ -22,6 +22,7 @@ from macaron_ops.kernels.hidden import hidden_backward, hidden_forward
 from macaron_ops.kernels.linear_residual import ROW, Norm, linear_residual
 from macaron_ops.kernels.narrow_ffn import NARROW
 from macaron_ops.kernels.rows import as_rows
+from macaron_ops.kernels.sums import Sum
 from macaron_ops.kernels.tiles import operand
 from macaron_ops.kernels.weight_gradient import weight_gradient
 from macaron_ops.reference.activation import activate, activate_backward
@@ -105,7 +106,7 @@ def _hidden(draw, M: int, N: int, K: int, activation: str = "gelu") -> Work:
 
 def _hidden_backward(draw, M: int, N: int, K: int) -> Work:
     def run(g, w, z):
-        return hidden_backward(g, w, z, _STEP, "gelu", _none(), need_z=True, need_h=True, need_bias=True)
+        return hidden_backward(g, w, z, _STEP, "gelu", _none(), need_z=True, need_h=True, bias=Sum(w.dtype))
 
     def define(g, w, z):
         dz = activate_backward(_STEP * (g @ w), z, "gelu")
@@ -189,7 +190,7 @@ def other_uses(problem: Problem) -> list[Callable[[], object]]:
             if (name in GATED) == (problem.product == "gated")
         ]
     if problem.product == "hidden_backward":
-        needs = {"need_z": True, "need_h": True, "need_bias": True}
+        needs = {"need_z": True, "need_h": True, "bias": Sum(DTYPES[problem.dtype])}
         return [
             partial(hidden_backward, empty(M, K), empty(K, N), empty(M, width), _STEP, name, dropout, **needs)
             for dropout in dropouts

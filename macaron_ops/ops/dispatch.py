@@ -7,6 +7,7 @@ module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference
     why_not(request) -> str | None   the reason why it cannot run a request
     slower(request) -> str | None    the reason why the next row of the table runs it faster; heard only where the
                                      caller asked for no backend by name
+    detail(request) -> str           how it would run a request, where ``explain`` should say so
 
 The package itself may have
 
@@ -198,7 +199,8 @@ def choose(request: Request) -> Choice:
             reason = f"{forced!r} was asked for"
         if chosen is None and usable and reason is None:
             chosen = row.name
-        rows.append((row.name, usable, reason or row.reason))
+        detail = _ask(row, request, "detail") if usable else None
+        rows.append((row.name, usable, "; ".join(filter(None, (reason or row.reason, detail)))))
     return Choice(chosen, tuple(rows))
 
 

@@ -10,6 +10,7 @@ was not asked for is empty. They are the pieces of :mod:`macaron_ops.ops.run`, w
 have no gradient.
 """
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import get_type_hints
@@ -20,7 +21,7 @@ from torch import Tensor
 from .autocast import without_autocast
 from .dispatch import MODULES, RECORDED, provider
 
-__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition", "prepared"]
+__all__ = ["BACKWARD", "FORWARD", "SAVED", "definition", "prepared", "prepared_backward"]
 
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
@@ -35,6 +36,7 @@ _SCHEMA_TYPES = {
 FORWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
 BACKWARD: dict[tuple[str, str], torch._ops.OpOverload] = {}
 _PYTHON: dict[tuple[str, str], Callable] = {}  # the function that FORWARD calls
+_GRADIENTS: dict[tuple[str, str], Callable] = {}  # the one behind BACKWARD: None for what is not needed
 SAVED: dict[tuple[str, str], int] = {}  # how many tensors the forward operator saves
 _library = torch.library.Library("macaron_ops", "DEF")
 
@@ -47,6 +49,45 @@ def definition(operator: str) -> ModuleType:
 def prepared(backend: str, operator: str) -> Callable:
     """The raw forward operator without torch's dispatcher, for calls of one signature."""
     return RECORDED.get(backend, lambda function: function)(_PYTHON[backend, operator])
+
+
+def prepared_backward(backend: str, operator: str) -> Callable:
+    """The raw backward operator without torch's dispatcher, for calls of one signature; what is not needed may be
+    None."""
+    record = RECORDED.get(backend)
+    if record is None:
+        return BACKWARD[backend, operator]
+    first = len(definition(operator).Tensors._fields)
+    return _Backward(_GRADIENTS[backend, operator], record, slice(first, first + SAVED[backend, operator]))
+
+
+class _Backward:
+    """Plans of a backward operator, one for each layout of the gradient, each set of needs and what was saved, which a
+    backend's settings may change: the rest follows from the forward call's signature."""
+
+    _MOST = 16  # plans; those that come after them are not kept
+
+    def __init__(self, gradients: Callable, record: Callable, saved: slice):
+        self._gradients, self._record, self._saved = gradients, record, saved
+        self._plans: dict[tuple, Callable] = {}
+
+    def __call__(self, grad: Tensor, needs: list[bool], x: Tensor, *arguments) -> list[Tensor | None]:
+        tensors = [t for t in (grad, x, *arguments) if isinstance(t, Tensor)]
+        key = (*needs, grad.dtype, grad.stride(), *[t.data_ptr() % 16 for t in tensors])
+        key += tuple([t.shape for t in arguments[self._saved]])
+        if any(t is grad for t in tensors[1:]):
+            key = (*key, [t is grad for t in tensors].index(True, 1))
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._record(functools.partial(self._needed, needs))
+            if len(self._plans) < self._MOST:
+                self._plans[key] = plan
+        found = iter(plan(grad, x, *arguments))
+        return [next(found) if need else None for need in needs]
+
+    def _needed(self, needs: list[bool], grad: Tensor, x: Tensor, *arguments) -> list[Tensor]:
+        found = self._gradients(grad, needs, x, *arguments)
+        return [x.new_empty(0) if g is None else g for g, need in zip(found, needs, strict=True) if need]
 
 
 def _arguments(fields: type) -> list[str]:
@@ -92,15 +133,14 @@ def _define(backend: str, operator: str, module: ModuleType) -> None:
         kept = saved_shapes(x, t, o, arguments[-1])
         return _pack([x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape, dtype in kept)])
 
-    def backward(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
+    def gradients(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
         t, s = tensors._make(arguments[:t_end]), saved._make(arguments[t_end:s_end])
         grad_x, grads = module.backward(grad, tuple(needs), x, t, s, options._make(arguments[s_end:]))
-        return _pack(
-            [
-                x.new_empty(0) if g is None else g.to(like.dtype).contiguous()
-                for g, like in zip((grad_x, *grads), (x, *t), strict=True)
-            ]
-        )
+        found = zip((grad_x, *grads), (x, *t), strict=True)
+        return [None if g is None else g.to(like.dtype).contiguous() for g, like in found]
+
+    def backward(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
+        return _pack([x.new_empty(0) if g is None else g for g in gradients(grad, needs, x, *arguments)])
 
     def backward_shapes(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
         like = (x, *arguments[:t_end])
@@ -113,6 +153,7 @@ def _define(backend: str, operator: str, module: ModuleType) -> None:
     _library.define(f"{stem}_forward({', '.join(to_forward)}) -> {_returns(1 + len(saved._fields))}")
     _library.define(f"{stem}_backward({', '.join(to_backward)}) -> {_returns(1 + t_end)}")
     _PYTHON[backend, operator] = _plain(forward)
+    _GRADIENTS[backend, operator] = _plain(gradients)
     for name, run, shapes in (
         ("forward", _PYTHON[backend, operator], forward_shapes),
         ("backward", _plain(backward), backward_shapes),

@@ -18,8 +18,8 @@ from torch.autograd import forward_ad
 from .autocast import without_autocast
 from .checks import Derived, choice
 from .dispatch import WHOLE, Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, SAVED, definition, prepared
-from .signature import Signed, sign
+from .registry import BACKWARD, FORWARD, SAVED, definition, prepared, prepared_backward
+from .signature import Signed, is_plain_eager, sign
 
 __all__ = ["Bound", "Explanation", "explain", "forget", "operator", "recall", "run"]
 
@@ -70,6 +70,7 @@ class _Plan(NamedTuple):
     # Its two passes with everything looked up, for calls with its signature; None: through the raw operators.
     forward: Callable | None = None
     backward: Callable | None = None
+    backwards: tuple[Callable, ...] | None = None  # in the place of backward: of each step
 
 
 class _Remembered(NamedTuple):
@@ -182,7 +183,8 @@ def _prepare(plan: _Plan) -> _Plan:
     if whole is not None:
         return plan._replace(forward=whole.forward(plan.steps, plan.save), backward=whole.backward(plan.steps))
     operators = [prepared(step.backend, step.operator) for step in plan.steps]
-    return plan._replace(forward=functools.partial(_one_by_one, plan, operators))
+    backwards = tuple(prepared_backward(step.backend, step.operator) for step in plan.steps)
+    return plan._replace(forward=functools.partial(_one_by_one, plan, operators), backwards=backwards)
 
 
 def _policy(save: str, tensors: Iterable[Tensor | None]) -> str:
@@ -292,6 +294,7 @@ class _Substeps(torch.autograd.Function):
         if whole is not None:
             backward = ctx.plan.backward or whole.backward(steps)
             return None, *backward(grad, needs, inputs, kept)
+        backwards = ctx.plan.backwards if is_plain_eager() else None
         grads = [None] * len(inputs)
         grad_input = None  # of the tensor that a step, and those that join it, read
         reads = _reads(steps, kept, needs, inputs[0])
@@ -299,7 +302,7 @@ class _Substeps(torch.autograd.Function):
             step, (x, need_x, saved) = steps[i], reads[i]
             need = [need_x, *(slot is not None and needs[slot] for slot in step.slots)]
             if any(need):
-                backward = BACKWARD[step.backend, step.operator]
+                backward = backwards[i] if backwards else BACKWARD[step.backend, step.operator]
                 grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options)
                 if need_x:
                     grad_input = grad_x if grad_input is None else grad_input + grad_x

@@ -123,6 +123,103 @@ def test_a_device_and_a_precision_have_replays_of_their_own(precision):
     assert [value for _, value, _ in seen] == 4 * ["ieee", "tf32"]
 
 
+def gradients(seed, device, wanted, grad=None):
+    """Of both sublayers' steps, whose backward passes are replayed too; ``grad`` makes dy of x and y."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(device).requires_grad_()
+
+    x, weight, bias = draw(3, 7, 24), draw(24), draw(24)
+    ffn = [draw(40, 24), draw(40), draw(24, 40), draw(24)]
+    attention = [draw(72, 24), draw(72), draw(24, 24), draw(24)]
+    found = []
+    for operator, tensors, others in ((macaron_ops.ffn_step, ffn, ()), (macaron_ops.attend_step, attention, (3,))):
+        y = operator(x, *tensors, *others, norm_weight=weight, norm_bias=bias)
+        dy = draw(3, 7, 24).detach() if grad is None else grad(x, y)
+        inputs = [t for t, name in zip((x, *tensors, weight), "xibobw", strict=True) if name in wanted]
+        found += torch.autograd.grad(y, inputs, dy)
+    return found
+
+
+@pytest.mark.parametrize("wanted", ["xibow", "x", "iw"])
+def test_backward_is_replayed(wanted, device):
+    """With the numbers of its own call, for every set of gradients that is needed."""
+    run.forget()
+    with macaron_ops.use_backend("triton"):
+        again = [gradients(seed, device, wanted) for seed in (1, 2, 3)]
+        plans = [b for kept in run._remembered.values() for b in kept.plan.backwards]
+        replays = [r for b in plans for plan in b._plans.values() for r in plan._replays.values()]
+        assert len(replays) == 2 and all(replay.__name__ == "replay" for replay in replays)
+        for seed, found in zip((1, 2, 3), again, strict=True):
+            run.forget()
+            for actual, expected in zip(found, gradients(seed, device, wanted), strict=True):
+                assert torch.equal(actual, expected)
+
+
+def test_a_gradient_that_is_the_input_itself_is_planned_apart(device):
+    """A plan tells tensors apart by what they were in the first call: there dy and x were one."""
+    run.forget()
+    layouts = [lambda x, y: x.detach(), lambda x, y: y.detach(), lambda x, y: y.detach().sum().expand(y.shape)]
+    with macaron_ops.use_backend("triton"):
+        again = [gradients(1, device, "xibow", layout) for _ in range(3) for layout in layouts]
+        for layout, *found in zip(layouts, *(again[i : i + 3] for i in (0, 3, 6)), strict=True):
+            run.forget()
+            expected = gradients(1, device, "xibow", layout)
+            assert all(torch.equal(a, e) for each in found for a, e in zip(each, expected, strict=True))
+
+
+def test_pytorchs_attention_is_called_again(device):
+    """Its results as views of other shapes, its arguments as columns of a matrix; a plan is of the core that ran."""
+    from macaron_ops.kernels.attention_core import use_core
+
+    dtype = torch.bfloat16
+
+    def call(seed, core):
+        generator = torch.Generator().manual_seed(seed)
+        x, w, b, out = (
+            torch.randn(s, generator=generator).to(device, dtype) for s in ((2, 9, 16), (48, 16), 48, (16, 16))
+        )
+        leaves = [t.requires_grad_() for t in (x, w, b, out)]
+        with use_core(core):
+            y = macaron_ops.attend_step(*leaves, None, 2, causal=True, save="lean")
+        return y, *torch.autograd.grad(y, leaves, torch.ones_like(y))
+
+    turns = list(enumerate(("triton", "triton", "triton", "flash", "flash", "triton")))
+    run.forget()
+    with macaron_ops.use_backend("triton"):
+        again = [call(*turn) for turn in turns]
+        (kept,) = run._remembered.values()
+        replays = [r for b in kept.plan.backwards for plan in b._plans.values() for r in plan._replays.values()]
+        assert len(replays) == 2 and all(replay.__name__ == "replay" for replay in replays)
+        for turn, found in zip(turns[3:], again[3:], strict=True):
+            run.forget()
+            for actual, expected in zip(found, call(*turn), strict=True):
+                assert torch.equal(actual, expected)
+
+
+def test_results_of_a_call_as_they_were_seen():
+    """A part of its results is returned, in another shape, and goes into a second call; what is not returned dies."""
+    from macaron_ops.kernels.replay import Recorded
+
+    attention, planned = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, 0
+
+    def function(x):
+        nonlocal planned
+        planned += 1
+        q, k, v = (part.view(2, 9, 2, 8).transpose(1, 2) for part in x.split(16, 1))
+        o, _ = attention(q, k, v, 0.0, True)
+        twice, _ = attention(o, k, v)
+        return [p.transpose(1, 2).flatten(2).flatten(0, 1) for p in (o, twice)]
+
+    again = Recorded(function)
+    for _ in range(3):
+        x = torch.randn(18, 48)
+        for actual, expected in zip(again(x), function(x), strict=True):
+            assert actual.shape == (18, 16) and torch.equal(actual, expected)
+    assert planned == 4
+
+
 @pytest.mark.parametrize("case", SMALL, ids=repr)
 def test_numbers(case, device):
     """Three calls with other numbers, the later two replayed."""

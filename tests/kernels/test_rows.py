@@ -14,6 +14,7 @@ if not TRITON.usable:
 from macaron_ops.kernels import rows as rows_module  # noqa: E402
 from macaron_ops.kernels.norm_rows import normalize_rows, normalize_rows_backward  # noqa: E402
 from macaron_ops.kernels.rows import as_rows  # noqa: E402
+from macaron_ops.kernels.sums import Sum  # noqa: E402
 from macaron_ops.reference.norm import normalize, normalize_backward  # noqa: E402
 from tests.kernels.test_numbers import assert_case_by_rule  # noqa: E402
 from tests.ops.cases import Case, _normalize  # noqa: E402
@@ -56,17 +57,19 @@ def test_norm(norm, length, device):
     x = (torch.randn(6, 5, 100) + 100).to(device).transpose(0, 1)
     weight, bias, grad = (t.to(device) for t in (torch.randn(100), torch.randn(100), torch.randn(5, 6, 100)))
     y = normalize_rows(as_rows(x), norm, weight, bias, 1e-5, torch.float32)
-    dx, _, (by_weight, by_bias, _) = normalize_rows_backward(
+    sums = Sum(torch.float32), Sum(torch.float32), Sum(torch.float32, -2.0)
+    dx, _, (by_weight, by_bias, by_residual) = normalize_rows_backward(
         as_rows(grad), as_rows(x), norm, weight, 1e-5,
-        residual=as_rows(x), a=0.5, total=torch.float32, sums=(True, True, False),
+        residual=as_rows(x), a=0.5, total=torch.float32, sums=sums, of_residual=True,
     )  # fmt: skip
 
     def expected(dtype):
         t = [v.to(dtype) for v in (grad, x, weight, bias)]
         d = normalize_backward(t[0], t[1], norm, t[2], 1e-5, (True, True, True))
-        return normalize(t[1], norm, t[2], t[3], 1e-5).flatten(0, 1), (d[0] + 0.5 * t[1]).flatten(0, 1), *d[1:]
+        by_x = -2.0 * t[1].sum((0, 1))
+        return normalize(t[1], norm, t[2], t[3], 1e-5).flatten(0, 1), (d[0] + 0.5 * t[1]).flatten(0, 1), *d[1:], by_x
 
-    ours = (y, dx, by_weight, by_bias)
+    ours = (y, dx, by_weight, by_bias, by_residual)
     for actual, eager, exact in zip(ours, expected(torch.float32), expected(torch.float64), strict=True):
         assert_by_rule(norm, actual, eager, exact)
 

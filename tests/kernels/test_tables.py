@@ -75,7 +75,8 @@ def test_an_unknown_device_takes_the_most_similar_of_its_architecture(measured):
     assert linear(*shape, on=("sm90", 132, "H100 PCIe")).BM == 32, "its own before a similar one"
     assert linear(*shape, on=("sm90", 132, "H200")).BM == 16
     assert linear(*shape, on=("sm90", 100, "H20")).BM == 32
-    assert linear(*shape, on=("sm100", 148, "B200")) == LARGE, "no measurement of this architecture"
+    unmeasured = linear(*shape, on=("sm100", 148, "B200"))
+    assert unmeasured[:2] == LARGE[:2], "no measurement of this architecture"
 
 
 def test_a_second_table_of_a_device_adds_to_its_entries(measured):

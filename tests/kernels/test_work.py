@@ -10,7 +10,7 @@ TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
 NAMES = ("x", "w_in", "b_in", "w_out", "b_out", "norm_weight", "norm_bias", "seed")
 NORM, HIDDEN, OUT, PARTS = "norm_forward", "hidden_forward_kernel", "linear_residual_kernel", "product_parts_kernel"
-D_HIDDEN, D_NORM, AGAIN = "hidden_backward_kernel", "norm_backward", "hidden_again_kernel"
+D_HIDDEN, D_NORM, AGAIN, SUMS = "hidden_backward_kernel", "norm_backward", "hidden_again_kernel", "sums_kernel"
 
 
 def kernels(launches):
@@ -36,21 +36,23 @@ def test_forward():
 
 def test_backward():
     everything = backward_of(*NAMES[:-1])
-    assert everything == [NORM, D_NORM, D_HIDDEN, PARTS, PARTS, OUT, D_NORM]  # the first D_NORM sums db_out
+    assert everything == [NORM, D_HIDDEN, SUMS, PARTS, PARTS, OUT, D_NORM, SUMS]  # D_NORM sums db_out too
     assert backward_of(*NAMES[:-1], save="lean") == [NORM, HIDDEN, *everything[1:]]
+    assert backward_of(*NAMES[:-1], dropout=0.1) == [NORM, D_NORM, SUMS, *everything[1:]]
+    assert backward_of(*NAMES[:-1], placement="post") == [D_NORM, SUMS, *everything[1:-2]]
 
 
 def test_frozen_subsets():
     assert backward_of("x") == [D_HIDDEN, OUT, D_NORM]
     assert backward_of("x", norm=None) == [D_HIDDEN, OUT]
     assert backward_of("w_in") == [NORM, D_HIDDEN, PARTS]
-    assert backward_of("b_in") == [D_HIDDEN]
+    assert backward_of("b_in") == [D_HIDDEN, SUMS]
     assert backward_of("w_out") == [AGAIN, PARTS]
     assert backward_of("w_out", save="lean") == [NORM, HIDDEN, PARTS]
-    assert backward_of("b_out") == [D_NORM]
-    assert backward_of("b_out", save="lean") == [D_NORM]
-    assert backward_of("norm_bias") == [D_HIDDEN, OUT, D_NORM]
-    assert backward_of("norm_bias", placement="post") == [D_NORM]
+    assert backward_of("b_out") == [D_NORM, SUMS]
+    assert backward_of("b_out", save="lean") == [D_NORM, SUMS]
+    assert backward_of("norm_bias") == [D_HIDDEN, OUT, D_NORM, SUMS]
+    assert backward_of("norm_bias", placement="post") == [D_NORM, SUMS]
 
 
 def test_unneeded_outputs_are_not_written():
@@ -71,7 +73,7 @@ def _hidden(save):
 
 def test_many_tokens_give_nearly_every_processor_a_program():
     for launches in launches_of_ffn(*ffn_arguments(16384, 1024, 4096, torch.bfloat16), needs=NEEDS):
-        assert all(launch.programs >= 128 for launch in launches)
+        assert all(launch.programs >= 128 for launch in launches if launch.kernel.__name__ != SUMS)
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
@@ -84,7 +86,7 @@ def test_few_tokens(tokens, placement):
     end = [HIDDEN, PARTS, "residual_of_parts_kernel"]
     assert kernels(forward) == ([NORM, *end] if placement == "pre" else end)
     assert forward[-2].programs == 128 and not forward[-2].constants["PERSISTENT"]
-    ends = {"pre": [PARTS, "residual_of_parts_kernel", D_NORM], "post": [PARTS, "residual_of_parts_kernel"]}
+    ends = {"pre": [PARTS, "residual_of_parts_kernel", D_NORM, SUMS], "post": [PARTS, "residual_of_parts_kernel"]}
     assert kernels(backward)[-len(ends[placement]) :] == ends[placement]
     gradients = [launch.arguments[2] for launch in backward if launch.kernel.__name__ == PARTS]
     assert [out.shape[0] for out in gradients] == [1, 1, 8]

@@ -159,7 +159,7 @@ def _arguments(call: Call, t: dict[str, Tensor]) -> tuple[tuple, dict]:
         if "cos" in t:
             kwargs["rotary"] = t["cos"], t["sin"]
         if "cu_seqlens" in kwargs:
-            kwargs["cu_seqlens"] = torch.tensor(kwargs["cu_seqlens"], dtype=torch.int32)
+            kwargs["cu_seqlens"] = torch.tensor(kwargs["cu_seqlens"], dtype=torch.int32, device=t["x"].device)
     elif call.operator == "normalize_step":
         args += [t["u"], t.get("step", kwargs.pop("step", None))]
         names = ()

@@ -153,7 +153,7 @@ def test_a_kernel_that_does_not_compile_is_named(tree):
     "asked, message",
     [
         ("cpu", "the C++ compiler /nonexistent is not there"),
-        ("cpu,cuda", "this version of macaron_ops has no CUDA part"),
+        ("cuda", "csrc/cuda holds no sources"),
         ("gpu", "there is no part 'gpu'"),
     ],
 )

@@ -137,6 +137,7 @@ def test_operator_that_a_backend_lacks(triton_that_declines):
 
 
 def test_device_that_a_backend_lacks(monkeypatch):
+    monkeypatch.delenv("MACARON_OPS_CUDA_ON_HOST", raising=False)
     monkeypatch.setitem(table.OPERATORS_OF, "cuda", ("ffn_step",))
     monkeypatch.setitem(table.UNUSABLE, "cuda", None)
     forget()

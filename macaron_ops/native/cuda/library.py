@@ -1,0 +1,109 @@
+"""The library of CUDA kernels: loaded once, and asked which GPUs it was compiled for.
+
+MACARON_OPS_CUDA_ON_HOST=1   the kernels compiled for the CPU, in ``build/cuda-on-host`` (``csrc/cuda/host``): for
+                             tests, of tensors on the CPU, where the backend is asked for by name
+"""
+
+import functools
+import importlib.util
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from macaron_ops import native
+
+__all__ = ["archs", "on_host", "path", "runs_on", "untimed", "why_not_dtype", "why_not_loaded", "why_not_on"]
+
+_ON_HOST = Path(native.__file__).parents[2] / "build" / "cuda-on-host" / "libmacaron_cuda.so"
+_HOW_TO_BUILD = "python tools/build_native.py --cuda-on-host"
+
+
+class _Loaded(NamedTuple):
+    why_not: str | None
+    archs: tuple[str, ...]
+
+
+def on_host() -> bool:
+    return os.environ.get("MACARON_OPS_CUDA_ON_HOST") == "1"
+
+
+def why_not_loaded() -> str | None:
+    """Why no kernel of the library can run in this process; None where they can."""
+    return _load().why_not
+
+
+def archs() -> tuple[str, ...]:
+    """The GPUs whose code the library has, as nvcc names them; ("host",) on the CPU."""
+    return _load().archs
+
+
+def path() -> Path:
+    """Where the library is looked for."""
+    if on_host() and not os.environ.get("MACARON_OPS_CUDA_LIBRARY"):
+        return _ON_HOST
+    return native.library_path("cuda")
+
+
+@functools.cache
+def _load() -> _Loaded:
+    try:
+        if on_host() and not path().exists():
+            raise native.Refused(f"MACARON_OPS_CUDA_ON_HOST=1, and {path()} was not built: {_HOW_TO_BUILD}")
+        if not on_host():
+            native.check("cuda")
+            if not torch.cuda.is_available():
+                raise native.Refused("torch sees no CUDA device")
+        torch.ops.load_library(str(path().absolute()))
+        found = tuple(torch.ops.macaron_ops_cuda.archs().split())
+    except native.Refused as reason:
+        return _Loaded(str(reason), ())
+    except (OSError, RuntimeError, AttributeError) as error:
+        why = f"its library does not load with torch {torch.__version__}: {error.__cause__ or error}"
+        return _Loaded(why, ())
+    if (found == ("host",)) != on_host():
+        return _Loaded(f"{path()} is a library {'for a GPU' if on_host() else 'for tests on the CPU'}", ())
+    return _Loaded(None, found)
+
+
+@functools.cache
+def why_not_on(device: torch.device) -> str | None:
+    """Why the library has nothing for a device."""
+    if device.type != "cuda":  # the host's kernels, or shapes without numbers
+        return None
+    if torch.version.hip:
+        return "it is for NVIDIA's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if runs_on(capability, archs()):
+        return None
+    number = "{}.{}".format(*capability)
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {number}, it was built for {', '.join(archs())}"
+    )
+
+
+def runs_on(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
+    """Whether code for one of ``archs`` runs on a GPU: "90a" on 9.0 alone, "80" on 8.0 and later ones (8.x as it is,
+    others by the driver's compiler, for which ``tools/build_native.py`` adds what it needs to the oldest of them)."""
+    number = 10 * capability[0] + capability[1]
+    plain = [int(arch) for arch in archs if arch.isdigit()]
+    if f"{number}a" in archs or (plain and number >= min(plain)):
+        return True
+    return any(
+        arch.endswith("f") and number // 10 == int(arch[:-1]) // 10 and number >= int(arch[:-1]) for arch in archs
+    )
+
+
+def untimed(request) -> str | None:
+    """Why the next backend is taken where none was asked for: until a GPU has said which is faster, Triton's."""
+    return "not yet timed beside Triton's" if _TRITON else None
+
+
+_TRITON = importlib.util.find_spec("triton") is not None
+
+
+def why_not_dtype(dtype: torch.dtype) -> str | None:
+    if dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return None
+    return f"it runs float32, bfloat16 and float16, not {dtype}"

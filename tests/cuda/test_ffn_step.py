@@ -1,0 +1,96 @@
+"""Claim: the narrow FFN half-step in one kernel keeps the tolerance rule for every width, norm and activation that it
+takes, also past the edges of its tiles, and declines the rest with the reason."""
+
+import pytest
+import torch
+
+import macaron_ops
+from tests import twins
+from tests.rule import assert_draws_by_rule
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
+# (rows, D, F): each width of the kernel, whole and in part; hidden channels in part; several blocks.
+SHAPES = [(1, 8, 8), (70, 64, 72), (150, 24, 40), (131, 128, 64), (40, 136, 104), (66, 256, 96)]
+
+
+def drawn(rows, d, hidden, norm, biases, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    x, w_in, w_out = randn(rows, d), randn(hidden, d) / d**0.5, randn(d, hidden) / hidden**0.5
+    b_in, b_out = (randn(hidden), randn(d)) if biases else (None, None)
+    affine = {"norm_weight": randn(d), "norm_bias": randn(d)} if norm is not None and biases else {}
+    return (x, w_in, b_in, w_out, b_out), affine
+
+
+def check(shape, norm, activation, dtype, device, biases=True):
+    options = {"norm": norm, "activation": activation, "residual_scale": 1.5, "step": 0.5}
+
+    def draw(seed):
+        args, affine = drawn(*shape, norm, biases, seed)
+        narrow = [t if t is None else t.to(device, dtype) for t in args]
+        affine = {name: t.to(device, dtype) for name, t in affine.items()}
+        wide = [t if t is None else t.double() for t in narrow]
+        with torch.no_grad():
+            with macaron_ops.use_backend("cuda"):
+                y = macaron_ops.ffn_step(*narrow, **affine, **options)
+            eager = twins.ffn_step(*narrow, **affine, **options)
+            exact = twins.ffn_step(*wide, **{name: t.double() for name, t in affine.items()}, **options)
+        return {"y": (y, eager, exact)}
+
+    assert_draws_by_rule(draw)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "norm"), list(zip(SHAPES, ["layer", "rms", "sphere", None, "layer", "rms"], strict=True))
+)
+def test_shapes(shape, norm, dtype, device):
+    check(shape, norm, "gelu", dtype, device)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere", None])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_options(activation, norm, device):
+    check((20, 24, 40), norm, activation, torch.bfloat16, device, biases=activation != "silu")
+
+
+@pytest.mark.parametrize("order", ["in-turn", "backward", "5"])
+def test_every_order_of_threads(order, device, monkeypatch):
+    if device.type == "cuda":
+        pytest.skip("a GPU has an order of its own")
+    monkeypatch.setenv("MACARON_OPS_THREAD_ORDER", order)
+    check((70, 72, 104), "layer", "gelu", torch.bfloat16, device)
+
+
+def test_nothing(device):
+    args, _ = drawn(0, 16, 8, None, False, 0)
+    with torch.no_grad(), macaron_ops.use_backend("cuda"):
+        y = macaron_ops.ffn_step(*(t if t is None else t.to(device, torch.bfloat16) for t in args), norm=None)
+    assert y.shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((2, 264, 8), {}, "D <= 256"),
+        ((2, 12, 8), {}, "multiples of 8"),
+        ((2, 16, 12), {}, "multiples of 8"),
+        ((2, 16, 8), {"activation": "swiglu"}, "not swiglu"),
+        ((2, 16, 8), {"placement": "post"}, "before, not after"),
+        ((2, 16, 8), {"dropout": 0.5}, "no dropout"),
+    ],
+)
+def test_what_it_declines(shape, options, message, device):
+    rows, d, hidden = shape
+    gated = 2 if options.get("activation") == "swiglu" else 1
+    x, w_in, w_out = (torch.zeros(s, device=device).bfloat16() for s in ((rows, d), (gated * hidden, d), (d, hidden)))
+    with macaron_ops.use_backend("cuda"):
+        with torch.no_grad(), pytest.raises(macaron_ops.BackendError, match=message):
+            macaron_ops.ffn_step(x, w_in, None, w_out, None, **options)
+        with pytest.raises(macaron_ops.BackendError, match="no backward pass"):
+            macaron_ops.ffn_step(x, w_in.requires_grad_(), None, w_out, None, **options)
+        with torch.no_grad(), pytest.raises(macaron_ops.BackendError, match="not x in torch.float32"):
+            macaron_ops.ffn_step(x.float(), w_in.float(), None, w_out.float(), None, **options)

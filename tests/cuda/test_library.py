@@ -1,0 +1,135 @@
+"""Claim: the library of CUDA kernels is refused with a sentence where it cannot run; and where it was built, it loads
+with any torch, also one without CUDA, names nothing of Python, and none of its kernels spills or uses local memory."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import macaron_ops
+from macaron_ops.native.cuda import library
+from tests.native.compiled import build
+
+ROOT = Path(__file__).parents[2]
+BUILT = ROOT / "build" / "native" / "cuda" / "libmacaron_cuda.so"
+needs_library = pytest.mark.skipif(not BUILT.exists(), reason="the library was not built here")
+
+
+def in_another_process(script, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# -- which GPUs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("archs", "runs", "does_not"),
+    [
+        (("90a",), [(9, 0)], [(8, 0), (8, 9), (10, 0)]),
+        (("80", "90a"), [(8, 0), (8, 6), (9, 0), (10, 0)], [(7, 5)]),
+        (("89",), [(8, 9), (9, 0), (12, 0)], [(8, 0), (8, 6)]),
+        (("100f",), [(10, 0), (10, 3)], [(9, 0), (12, 0)]),
+        (("host",), [], [(9, 0)]),
+    ],
+)
+def test_gpus_that_the_code_runs_on(archs, runs, does_not):
+    assert all(library.runs_on(capability, archs) for capability in runs)
+    assert not any(library.runs_on(capability, archs) for capability in does_not)
+
+
+def test_what_is_compiled_for_each_gpu(monkeypatch):
+    """The oldest of those that newer ones can run also as PTX; a name that is none is refused."""
+    monkeypatch.setenv("MACARON_OPS_CUDA_ARCHS", "80; 90a")
+    names = build.cuda_archs()
+    assert [flag for name in names for flag in build.generate(name, names)] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_80,code=compute_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+    ]
+    for wrong in ("hopper", "75", "90aa", "sm_90"):
+        monkeypatch.setenv("MACARON_OPS_CUDA_ARCHS", wrong)
+        with pytest.raises(build.BuildError, match=f"MACARON_OPS_CUDA_ARCHS={wrong}: '{wrong}' is no GPU"):
+            build.cuda_archs()
+
+
+def test_without_nvcc_it_is_left_out(monkeypatch):
+    monkeypatch.setenv("NVCC", "/nonexistent")
+    with pytest.raises(build.NotHere, match="the CUDA compiler /nonexistent is not there"):
+        build.plan_cuda(build.Modes())
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+WHY = "import macaron_ops; print(macaron_ops.backends()['cuda'].reason)"
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    file = str(tmp_path / "nothing.so")
+    why = in_another_process(WHY, MACARON_OPS_CUDA_LIBRARY=file, MACARON_OPS_CUDA_ON_HOST="0")
+    assert why == f"MACARON_OPS_CUDA_LIBRARY={file}: {os.strerror(2)}"
+    why = in_another_process(WHY, MACARON_OPS_CUDA_LIBRARY=file, MACARON_OPS_CUDA_ON_HOST="1")
+    assert why.startswith(f"MACARON_OPS_CUDA_ON_HOST=1, and {file} was not built: ")
+
+
+@needs_library
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu():
+    environment = {"MACARON_OPS_CUDA_LIBRARY": str(BUILT)}
+    assert in_another_process(WHY, **environment, MACARON_OPS_CUDA_ON_HOST="0") == "torch sees no CUDA device"
+    why = in_another_process(WHY, **environment, MACARON_OPS_CUDA_ON_HOST="1")
+    assert why == f"{BUILT} is a library for a GPU"
+
+
+@pytest.mark.skipif(not library.on_host(), reason="the kernels of this process are for a GPU")
+def test_what_it_declines():
+    x = torch.zeros(2, 17)
+    with macaron_ops.use_backend("cuda"):
+        with pytest.raises(macaron_ops.BackendError, match="at most 16 channels, not 17"):
+            macaron_ops.sphere_attend_step(x, 0.3, 2.0)
+        with pytest.raises(macaron_ops.BackendError, match="not torch.float64"):
+            macaron_ops.normalize_step(x.double(), x.double(), 0.3)
+        for width, message in ((8200, "at most 8192 channels, not 8200"), (4097, "no multiple of 16 bytes, not 4097")):
+            wide = torch.zeros(1, width)
+            with pytest.raises(macaron_ops.BackendError, match=message):
+                macaron_ops.normalize_step(wide, wide, 0.3)
+    assert macaron_ops.explain(macaron_ops.normalize_step, x, x, 0.3).backend != "cuda"  # not without being asked for
+
+
+# -- what was built --------------------------------------------------------------------------------------------------
+
+
+@needs_library
+def test_it_names_libtorch_and_looks_nowhere_of_its_own():
+    dynamic = subprocess.check_output(["readelf", "-d", BUILT], text=True)
+    needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "(NEEDED)" in line}
+    assert {"libtorch.so", "libtorch_cpu.so"} <= needed
+    assert not {name for name in needed if "python" in name or "cuda" in name}
+    assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
+    undefined = subprocess.check_output(["nm", "-D", "--undefined-only", BUILT], text=True).splitlines()
+    assert ["w", "aoti_torch_get_current_cuda_stream"] in [line.split() for line in undefined]
+
+
+@needs_library
+def test_it_loads_without_cuda():
+    script = f"import torch; torch.ops.load_library({str(BUILT)!r}); print(torch.ops.macaron_ops_cuda.archs())"
+    assert re.fullmatch(r"[0-9af ]+", in_another_process(script, CUDA_VISIBLE_DEVICES=""))
+
+
+@needs_library
+def test_no_kernel_spills():
+    triton = pytest.importorskip("triton")
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        pytest.skip("needs cuobjdump")
+    text = subprocess.check_output([tool, "--dump-resource-usage", BUILT], text=True)
+    kernels = re.findall(r"Function (\S+):\s*\n\s*REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert len(kernels) > 100
+    assert not [name for name, stack, local in kernels if stack != "0" or local != "0"]

@@ -1,0 +1,217 @@
+"""Claim: what runs CUDA kernels on the CPU (csrc/cuda/host) finds a barrier that is missing, one that not all threads
+reach, and shared memory that is read before it is written; and it rounds as a GPU does. Every barrier of the package's
+own kernels is taken out once: no such mutant gives the same numbers in all orders of its threads."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CUDA = ROOT / "csrc" / "cuda"
+COMPILER = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
+pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
+ORDERS = ("forward", "backward", "in-turn", "3")
+FLAGS = ["-std=c++17", "-DMACARON_OPS_CUDA_ON_HOST", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas"]
+
+
+def compiled(source, folder, *flags, sources=ROOT / "csrc"):
+    program = folder / f"{Path(source).stem}.out"
+    subprocess.run([COMPILER, *FLAGS, *flags, f"-I{sources}", source, "-o", program], check=True)
+    return program
+
+
+def outcome(program, order, *arguments):
+    """Exit status and what it printed."""
+    done = subprocess.run(
+        [program, *arguments], capture_output=True, text=True, env={**os.environ, "MACARON_OPS_THREAD_ORDER": order}
+    )
+    return done.returncode, done.stdout
+
+
+# -- small kernels ---------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+#include "cuda/device.h"
+#include <cstdio>
+#include <cstdlib>
+using namespace macaron_ops::cuda;
+template <int WHICH>
+void kernel(float* out) {
+  float* shared = shared_memory<float>();
+  const int i = int(threadIdx.x);
+%s}
+int main(int, char** arguments) {
+  float out[96] = {};
+  try {
+    const Launch l{1, 96, 96 * sizeof(float), nullptr};
+    switch (std::atoi(arguments[1])) {
+%s    }
+  } catch (const std::exception& error) {
+    std::printf("%%s\\n", error.what());
+    return 1;
+  }
+  for (float number : out) std::printf("%%g\\n", double(number));
+}
+"""
+REVERSED = "".join(f"{95 - i}\n" for i in range(96))
+ENDED = "a thread ended while others wait|after threads of its block have ended"
+WRITTEN = "shared[i] = float(i); __syncthreads(); out[i] = shared[95 - i];"
+KERNELS = {
+    "sound": WRITTEN,
+    "no barrier": "shared[i] = float(i); out[i] = shared[95 - i];",
+    "one barrier": WRITTEN + "shared[i] = -1.f;",
+    "two barriers": WRITTEN + "__syncthreads(); shared[i] = -1.f;",
+    "some threads": "if (i < 40) __syncthreads();",
+    "one thread left": "if (i == 7) return; __syncthreads();",
+    "two places": "if (i < 32) __syncthreads();\nelse __syncthreads();",
+    "half a warp": "if (i % 2) __syncwarp();",
+    "two exchanges": "if (i % 2) __syncwarp();\nelse __syncwarp();",
+    "two masks": "out[i] = __shfl_xor_sync(i % 32 == 3 ? 7u : ~0u, 1.f, 1);",
+}
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """``kernel(name, order)``: exit status and output of one of ``KERNELS``."""
+    folder = tmp_path_factory.mktemp("kernels")
+    bodies = "".join(f"  if constexpr (WHICH == {i}) {{ {body} }}\n" for i, body in enumerate(KERNELS.values()))
+    cases = "".join(f"      case {i}: launch(l, kernel<{i}>, &out[0]); break;\n" for i in range(len(KERNELS)))
+    source = folder / "kernels.cpp"
+    source.write_text(PROGRAM % (bodies, cases))
+    program = compiled(source, folder)
+    return lambda name, order: outcome(program, order, str(list(KERNELS).index(name)))
+
+
+@pytest.mark.parametrize("name", ["sound", "two barriers"])
+def test_a_sound_kernel_gives_the_same_in_every_order(name, kernel):
+    assert {kernel(name, order) for order in ORDERS} == {(0, REVERSED)}
+
+
+def test_a_missing_barrier_shows_in_every_order(kernel):
+    assert all("nan" in kernel("no barrier", order)[1] for order in ORDERS)
+
+
+def test_a_missing_barrier_between_reading_and_writing_again(kernel):
+    assert {kernel("one barrier", order) for order in ORDERS} != {(0, REVERSED)}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("some threads", ENDED),
+        ("one thread left", ENDED),
+        ("two places", "threads of one block at different barriers"),
+        ("half a warp", "a deadlock"),
+        ("two exchanges", "lanes of one warp in different exchanges"),
+        ("two masks", "different exchanges|not in its own mask"),
+    ],
+)
+def test_threads_that_part(name, message, kernel):
+    for order in ORDERS:
+        status, text = kernel(name, order)
+        assert status == 1 and re.search(message, text), text
+
+
+def test_an_order_that_is_none(kernel):
+    status, text = kernel("sound", "sideways")
+    assert status == 1 and "MACARON_OPS_THREAD_ORDER=sideways: expected in-turn, forward, backward or a number" in text
+
+
+# -- the package's kernels, each with a barrier less -----------------------------------------------------------------
+
+DRIVERS = {  # a source -> the program that runs its kernels
+    "rows.h": "NORMALIZE_STEP",
+    "normalize_step.cu": "NORMALIZE_STEP",
+    "norm_rows.cu": "NORM_ROWS",
+    "ffn_step.cu": "FFN_STEP",
+    "sphere.h": "SPHERE_FORWARD",
+    "sphere_attend_step.cu": "SPHERE_FORWARD",
+    "sphere_attend_step_backward.cu": "SPHERE_BACKWARD",
+}
+MAIN = {
+    "NORM_ROWS": "norm_rows.cu",
+    "FFN_STEP": "ffn_step.cu",
+    "NORMALIZE_STEP": "normalize_step.cu",
+    "SPHERE_FORWARD": "sphere_attend_step.cu",
+    "SPHERE_BACKWARD": "sphere_attend_step_backward.cu",
+}
+# Barriers, waits for copies, and what makes one barrier a sum enough.
+SYNCHRONISES = re.compile(r"__syncthreads\(\);|copies_wait<1>\(\);|turn \^= 1;")
+MUTANTS = [(name, i) for name in DRIVERS for i in range(len(SYNCHRONISES.findall(CUDA.joinpath(name).read_text())))]
+
+
+def program_of(driver, folder, sources=ROOT / "csrc"):
+    flags = [f"-D{driver}", f'-DSOURCE="cuda/{MAIN[driver]}"']
+    return compiled(ROOT / "tests/cuda/operators.cpp", folder, *flags, sources=sources)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """What each driver prints."""
+    found = {}
+
+    def ask(driver):
+        if driver not in found:
+            program = program_of(driver, tmp_path_factory.mktemp(driver))
+            outcomes = {outcome(program, order) for order in ORDERS}
+            assert len(outcomes) == 1, "the kernels themselves depend on the order of their threads"
+            (found[driver],) = outcomes
+            assert found[driver][0] == 0 and "nan" not in found[driver][1]
+        return found[driver]
+
+    return ask
+
+
+@pytest.mark.parametrize(("name", "index"), MUTANTS, ids=str)
+def test_a_mutant_that_does_not_wait_is_found(name, index, sound, tmp_path):
+    sources = tmp_path / "csrc"
+    shutil.copytree(CUDA, sources / "cuda")
+    text = CUDA.joinpath(name).read_text()
+    where = list(SYNCHRONISES.finditer(text))[index]
+    sources.joinpath("cuda", name).write_text(text[: where.start()] + text[where.end() :])
+    program = program_of(DRIVERS[name], tmp_path, sources)
+    assert any(outcome(program, order) != sound(DRIVERS[name]) for order in ORDERS)
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+CONVERSIONS = """
+#include "cuda/device.h"
+#include <cstdio>
+using namespace macaron_ops::cuda;
+int main() {  // bits of floats in, bits of their two roundings and of what these are as floats out
+  uint32_t bits;
+  while (std::fread(&bits, 4, 1, stdin) == 1) {
+    const float value = cuda_on_host::of_bits(bits);
+    const bf16 b = rounded<bf16>(value);
+    const half h = rounded<half>(value);
+    const uint32_t found[] = {b.bits, h.bits, cuda_on_host::bits_of(to_float(b)), cuda_on_host::bits_of(to_float(h))};
+    std::fwrite(found, 4, 4, stdout);
+  }
+}
+"""
+
+
+def test_conversions(tmp_path):
+    """As torch's, at every exponent and halfway between neighbours."""
+    source = tmp_path / "conversions.cpp"
+    source.write_text(CONVERSIONS)
+    program = compiled(source, tmp_path)
+    fractions = torch.tensor([0, 1, 0xFFF, 0x1000, 0x1001, 0x3000, 0x7FFF, 0x8000, 0x8001, 0x18000, 0x7FFFFF])
+    bits = (torch.arange(256)[:, None] << 23 | fractions).flatten()
+    bits = torch.cat([bits, bits | 1 << 31]).to(torch.uint32)
+    values = bits.view(torch.float32)
+    done = subprocess.run([program], input=bits.numpy().tobytes(), stdout=subprocess.PIPE, check=True)
+    found = torch.frombuffer(bytearray(done.stdout), dtype=torch.int32).view(-1, 4)
+    for i, dtype in enumerate((torch.bfloat16, torch.float16)):
+        expected = values.to(dtype)
+        finite = ~expected.isnan()
+        assert torch.equal(found[:, i][finite].to(torch.int16), expected.view(torch.int16)[finite])
+        wide = found[:, 2 + i].contiguous().view(torch.float32)
+        assert torch.equal(wide[finite], expected.float()[finite]) and wide[~finite].isnan().all()
