@@ -6,6 +6,7 @@ from .ffn_step import FFNStep
 from .language_model import MacaronLM
 from .lie_trotter import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from .macaron import MacaronDecoderLayer, MacaronEncoderLayer
+from .macaron_bert import MacaronBert
 from .ngpt import NGPT, NGPTLayer, keep_normalized
 from .norm import SphereNorm
 from .split_layer import SplitLayer
@@ -18,6 +19,7 @@ __all__ = [
     "FFNStep",
     "LieTrotterDecoderLayer",
     "LieTrotterEncoderLayer",
+    "MacaronBert",
     "MacaronDecoder",
     "MacaronDecoderLayer",
     "MacaronEncoder",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .transformer import MacaronTransformer
 
-__all__ = ["ARCHITECTURES", "from_fairseq", "to_fairseq"]
+__all__ = ["ARCHITECTURES", "from_fairseq", "to_fairseq"]  # and what .macaron_bert shares
 
 
 class _Architecture(NamedTuple):
@@ -53,7 +53,7 @@ _OLD_DECODER = {
     "layer_norms.1.": "encoder_attn_layer_norm.",
     "layer_norms.2.": "final_layer_norm.",
 }
-_NO_PARAMETERS = ("version", "embed_positions._float_tensor", "embed_positions.weights")
+NO_PARAMETERS = ("version", "embed_positions._float_tensor", "embed_positions.weights")
 
 
 def from_fairseq(
@@ -80,9 +80,9 @@ def from_fairseq(
     if arch not in ARCHITECTURES:
         raise ValueError(f"arch: expected one of {', '.join(map(repr, ARCHITECTURES))}; got {arch!r}")
     settings = ARCHITECTURES[arch]
-    state = _upgraded(checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint))
-    counts = {stack: _layers(state, stack) for stack in ("encoder", "decoder")}
-    source, target = (_need(state, f"{stack}.embed_tokens.weight") for stack in counts)
+    state = _upgraded(checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint))
+    counts = {stack: layer_count(state, stack) for stack in ("encoder", "decoder")}
+    source, target = (need(state, f"{stack}.embed_tokens.weight") for stack in counts)
     for stack in counts:
         if (f"{stack}.layer_norm.weight" in state) != settings.norm_first:
             there = "has none" if settings.norm_first else "has one"
@@ -96,7 +96,7 @@ def from_fairseq(
         settings.heads,
         counts["encoder"],
         counts["decoder"],
-        2 * _need(state, "decoder.layers.0.fc1.weight").shape[0],
+        2 * need(state, "decoder.layers.0.fc1.weight").shape[0],
         settings.dropout if dropout is None else dropout,
         norm_first=settings.norm_first,
         attention_dropout=settings.attention_dropout,
@@ -113,7 +113,7 @@ def from_fairseq(
     unknown = sorted(state.keys() - set(names.values()))
     if unknown:
         raise ValueError(f"checkpoint: expected the tensors of {arch!r}; got also {', '.join(unknown[:5])}")
-    loaded = {ours: _need(state, theirs) for ours, theirs in names.items()}
+    loaded = {ours: need(state, theirs) for ours, theirs in names.items()}
     for ours, parameter in model.state_dict().items():
         if loaded[ours].shape != parameter.shape:
             raise ValueError(
@@ -141,7 +141,7 @@ def to_fairseq(model: MacaronTransformer) -> dict[str, Tensor]:
     return renamed
 
 
-def _read(path: str | os.PathLike) -> Mapping[str, Tensor]:
+def read_checkpoint(path: str | os.PathLike) -> Mapping[str, Tensor]:
     if os.fspath(path).endswith(".safetensors"):
         from safetensors.torch import load_file
 
@@ -160,7 +160,7 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(
                 f"checkpoint: expected {name} 2 or later, with a norm after the stack; got {tensor.item()}"
             )
-        if rest in _NO_PARAMETERS:
+        if rest in NO_PARAMETERS:
             continue
         if stack == "decoder":
             for old, new in _OLD_DECODER.items():
@@ -169,14 +169,14 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return upgraded
 
 
-def _layers(state: Mapping[str, Tensor], stack: str) -> int:
+def layer_count(state: Mapping[str, Tensor], stack: str) -> int:
     numbers = {int(name.split(".")[2]) for name in state if name.startswith(f"{stack}.layers.")}
     if numbers != set(range(len(numbers))) or not numbers:
         raise ValueError(f"checkpoint: expected layers of the {stack} from 0 on; got {sorted(numbers)}")
     return len(numbers)
 
 
-def _need(state: Mapping[str, Tensor], name: str) -> Tensor:
+def need(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
         raise ValueError(f"checkpoint: expected a tensor {name}; there is none")
     return state[name]
@@ -184,7 +184,7 @@ def _need(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _set_widths(model: MacaronTransformer, state: Mapping[str, Tensor]) -> None:
     """The encoder's FFNs, and the decoder's first ones, may be wider or narrower than the decoder's second ones."""
-    hidden = _need(state, "encoder.layers.0.fc1.weight").shape[0]
+    hidden = need(state, "encoder.layers.0.fc1.weight").shape[0]
     pairs = [("macaron_linear1", "macaron_linear2")]
     for stack, names in ((model.encoder, [*pairs, ("linear1", "linear2")]), (model.decoder, pairs)):
         for layer in stack.layers:
@@ -208,6 +208,11 @@ def _names(model: MacaronTransformer) -> dict[str, str]:
         else:
             names[ours] = f"{'encoder' if stack == 'src_embedding' else 'decoder'}.embed_tokens.weight"
     return names
+
+
+def encoder_name(name: str) -> str:
+    """Their name of a tensor of the encoder's layers."""
+    return _within(name, _ENCODER)
 
 
 def _within(name: str, layer_names: Mapping[str, str]) -> str:
