@@ -10,9 +10,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import ffn_step
-
 from .family import activation_name, why_not_activation
 from .foreign import FusedLayer, Layers, dropped
 
@@ -29,18 +26,14 @@ class _Conformer(FusedLayer):
         return self.final_layer_norm(self._half_step(x, self.ffn2_layer_norm, self.ffn2))
 
     def _half_step(self, x: Tensor, norm: nn.LayerNorm, ffn: nn.Module) -> Tensor:
-        return ffn_step(
+        return self.ffn_step(
             x,
-            ffn.intermediate_dense.weight,
-            ffn.intermediate_dense.bias,
-            ffn.output_dense.weight,
-            ffn.output_dense.bias,
-            **norm_arguments(norm),
-            activation=activation_name(ffn.intermediate_act_fn),
-            step=0.5,
+            norm,
+            ffn.intermediate_dense,
+            ffn.output_dense,
+            activation_name(ffn.intermediate_act_fn),
             dropout=dropped(ffn.output_dropout, ffn.training),
             activation_dropout=dropped(ffn.intermediate_dropout, ffn.training),
-            save=self.save,
         )
 
 

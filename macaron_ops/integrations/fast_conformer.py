@@ -10,9 +10,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import ffn_step
-
 from .family import activation_name, why_not_activation
 from .foreign import FusedLayer, Layers, dropped
 
@@ -21,18 +18,15 @@ __all__ = ["FAMILY"]
 
 class _FastConformer(FusedLayer):
     def _ffn(self, x: Tensor, norm: nn.LayerNorm, ffn: nn.Module, a: float = 1.0, c: float = 0.5) -> Tensor:
-        return ffn_step(
+        return self.ffn_step(
             x,
-            ffn.linear1.weight,
-            ffn.linear1.bias,
-            ffn.linear2.weight,
-            ffn.linear2.bias,
-            **norm_arguments(norm),
-            activation=activation_name(ffn.activation),
+            norm,
+            ffn.linear1,
+            ffn.linear2,
+            activation_name(ffn.activation),
             step=c,
             residual_scale=a,
             activation_dropout=dropped(ffn.activation_dropout, ffn.training),
-            save=self.save,
         )
 
 

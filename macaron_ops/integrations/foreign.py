@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from macaron_ops.nn.norm import norm_arguments
 from macaron_ops.nn.parts import class_name, why_not_part
+from macaron_ops.ops import ffn_step
 
 from .family import Family, why_not_activation
 from .source import digest
@@ -59,6 +61,22 @@ class FusedLayer:
                 f"{type(self).__name__}: {reason}. Since the layer was replaced it has changed: "
                 "call macaron_ops.replace_layers(model) again, or macaron_ops.restore_layers(model)"
             )
+
+    def ffn_step(
+        self, x: Tensor, norm: nn.LayerNorm, linear1: nn.Linear, linear2: nn.Linear, activation: str, **options: object
+    ) -> Tensor:
+        """``a x + c drop(linear2(drop_h(act(linear1(norm(x))))))``, c = 1/2 unless ``step`` says otherwise."""
+        return ffn_step(
+            x,
+            linear1.weight,
+            linear1.bias,
+            linear2.weight,
+            linear2.bias,
+            **norm_arguments(norm),
+            activation=activation,
+            save=self.save,
+            **options,
+        )
 
 
 class Layers:

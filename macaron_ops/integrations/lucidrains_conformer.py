@@ -5,9 +5,6 @@ x = x + s FFN'(LN x),   x = x + Attention(LN x),   x = x + Convolution(x),   x =
 
 from torch import Tensor, nn
 
-from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import ffn_step
-
 from .foreign import FusedLayer, Layers, dropped
 
 __all__ = ["FAMILY"]
@@ -23,19 +20,12 @@ class _FusedLucidrains(FusedLayer):
 
     def _half_step(self, x: Tensor, scaled: nn.Module) -> Tensor:
         linear1, _, activation_dropout, linear2, dropout = scaled.fn.fn.net
-        return ffn_step(
-            x,
-            linear1.weight,
-            linear1.bias,
-            linear2.weight,
-            linear2.bias,
-            **norm_arguments(scaled.fn.norm),
-            activation="silu",
-            step=scaled.scale,
-            dropout=dropped(dropout, scaled.training),
-            activation_dropout=dropped(activation_dropout, scaled.training),
-            save=self.save,
-        )
+        options = {
+            "step": scaled.scale,
+            "dropout": dropped(dropout, scaled.training),
+            "activation_dropout": dropped(activation_dropout, scaled.training),
+        }
+        return self.ffn_step(x, scaled.fn.norm, linear1, linear2, "silu", **options)
 
 
 _FFN = {

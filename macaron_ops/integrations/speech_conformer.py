@@ -30,19 +30,8 @@ class _FusedGraniteSpeech(FusedLayer):
 
     def _half_step(self, x: Tensor, ffn: nn.Module) -> Tensor:
         dropout = dropped(ffn.dropout, ffn.training)
-        return ffn_step(
-            x,
-            ffn.up_proj.weight,
-            ffn.up_proj.bias,
-            ffn.down_proj.weight,
-            ffn.down_proj.bias,
-            **norm_arguments(ffn.pre_norm),
-            activation=activation_name(ffn.silu),
-            step=0.5,
-            dropout=dropout,
-            activation_dropout=dropout,
-            save=self.save,
-        )
+        options = {"dropout": dropout, "activation_dropout": dropout}
+        return self.ffn_step(x, ffn.pre_norm, ffn.up_proj, ffn.down_proj, activation_name(ffn.silu), **options)
 
 
 class _FusedPhi4Audio(FusedLayer):

@@ -9,9 +9,6 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import ffn_step
-
 from .foreign import FusedLayer, Layers, dropped
 
 __all__ = ["FAMILY"]
@@ -40,19 +37,11 @@ class _FusedSpeechBrain(FusedLayer):
     def _half_step(self, x: Tensor, module: nn.Sequential) -> Tensor:
         norm, ffn, dropout = module
         linear1, _, activation_dropout, linear2 = ffn.ffn
-        return ffn_step(
-            x,
-            linear1.weight,
-            linear1.bias,
-            linear2.weight,
-            linear2.bias,
-            **norm_arguments(norm),
-            activation="silu",
-            step=0.5,
-            dropout=dropped(dropout, module.training),
-            activation_dropout=dropped(activation_dropout, module.training),
-            save=self.save,
-        )
+        options = {
+            "dropout": dropped(dropout, module.training),
+            "activation_dropout": dropped(activation_dropout, module.training),
+        }
+        return self.ffn_step(x, norm, linear1, linear2, "silu", **options)
 
 
 def _why_not(layer: nn.Module, found: Mapping[str, nn.Module]) -> str | None:

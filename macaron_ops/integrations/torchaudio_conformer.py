@@ -7,9 +7,6 @@ With ``convolution_first`` the convolution comes before the attention. Tensors a
 
 from torch import Tensor, nn
 
-from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import ffn_step
-
 from .foreign import FusedLayer, Layers, dropped
 
 __all__ = ["FAMILY"]
@@ -30,19 +27,11 @@ class _FusedTorchaudio(FusedLayer):
 
     def _half_step(self, x: Tensor, ffn: nn.Module) -> Tensor:
         norm, linear1, _, activation_dropout, linear2, dropout = ffn.sequential
-        return ffn_step(
-            x,
-            linear1.weight,
-            linear1.bias,
-            linear2.weight,
-            linear2.bias,
-            **norm_arguments(norm),
-            activation="silu",
-            step=0.5,
-            dropout=dropped(dropout, ffn.training),
-            activation_dropout=dropped(activation_dropout, ffn.training),
-            save=self.save,
-        )
+        options = {
+            "dropout": dropped(dropout, ffn.training),
+            "activation_dropout": dropped(activation_dropout, ffn.training),
+        }
+        return self.ffn_step(x, norm, linear1, linear2, "silu", **options)
 
 
 _FFN = {
