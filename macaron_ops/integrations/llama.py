@@ -4,7 +4,8 @@
 
 The gate's and the other matrix are two parameters, and the operator takes one: they are put side by side in each call,
 which costs as much as reading them. A forward pass of few tokens, as in generation, is little more than that reading,
-and runs the layer's own modules.
+and runs the layer's own modules (on one AVX2 core the fused layer had 0.5x their speed at 1 token, 0.86x at 64, 0.97x
+at 128).
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from .foreign import FusedLayer, Layers
 
 __all__ = ["FAMILY"]
 
-FEW_TOKENS = 64
+FEW_TOKENS = 128
 
 
 class _FusedLlama(FusedLayer):

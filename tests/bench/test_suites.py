@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from macaron_ops import BackendError
+from macaron_ops import BackendError, replace_layers
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import families, model, ops
@@ -277,7 +277,7 @@ def test_disagreement_is_one_minus_cosine():
     assert model.disagreement(a, b) == pytest.approx(1 - 2**-0.5)
 
 
-@pytest.mark.parametrize("name", families.SPECS)
+@pytest.mark.parametrize("name", ["distilbert", "llama", "parakeet"])
 def test_families_are_the_same_before_and_after(name, tmp_path, measured, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(families, "_layers", lambda options: 1)
@@ -289,6 +289,16 @@ def test_families_are_the_same_before_and_after(name, tmp_path, measured, monkey
         for variant in (group.BEFORE, f"{group.AFTER} auto")
     ]
     assert all(row["check"]["error"] <= row["check"]["allowed"] for row in rows if row["variant"] != group.BEFORE)
+
+
+@pytest.mark.parametrize("name", families.SPECS)
+def test_every_family_is_built_and_replaced(name, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    model = families.model_of(name, QUICK)
+    inputs = families.SPECS[name].inputs(2, 16)
+    assert families._last(model, inputs).shape[0] == 2
+    assert len(replace_layers(model, strict=True).replaced) == 1
 
 
 def test_a_family_that_is_replaced_wrongly_has_no_speed(tmp_path, measured, monkeypatch):
