@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from macaron_ops.splitting import Scheme
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 SCHEMES = ("Lie-Trotter", "Strang")
 
@@ -36,11 +38,13 @@ def ffn_step(
     *,
     activation: str,
     step: float,
+    onto: Tensor | None = None,
 ) -> Tensor:
-    """y = x + step (W_out act(W_in LN(x) + b_in) + b_out); x, y (..., D), w_in (F, D), w_out (D, F)."""
+    """y = x + step (W_out act(W_in LN(x) + b_in) + b_out); x, y (..., D), w_in (F, D), w_out (D, F). `onto` takes the
+    place of the x that is added to."""
     normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias)
     hidden = ACTIVATIONS[activation](F.linear(normed, w_in, b_in))
-    return torch.add(x, F.linear(hidden, w_out, b_out), alpha=step)
+    return torch.add(x if onto is None else onto, F.linear(hidden, w_out, b_out), alpha=step)
 
 
 def attend_step(
@@ -53,13 +57,14 @@ def attend_step(
     norm_bias: Tensor,
     *,
     heads: int,
+    step: float = 1.0,
 ) -> Tensor:
-    """y = x + W_out MHA(LN(x)) + b_out; x, y (B, T, D), w_qkv (3D, D)."""
+    """y = x + step (W_out MHA(LN(x)) + b_out); x, y (B, T, D), w_qkv (3D, D)."""
     batch, length, width = x.shape
     qkv = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias), w_qkv, b_qkv)
     q, k, v = qkv.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind(0)
     mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
-    return x + F.linear(mixed, w_out, b_out)
+    return torch.add(x, F.linear(mixed, w_out, b_out), alpha=step)
 
 
 def normalize_step(x: Tensor, u: Tensor, *, step: float) -> Tensor:
@@ -113,16 +118,22 @@ class EagerLieTrotterLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.feed(self.attend(x), self.linear1, self.linear2, self.norm2, step=1.0)
 
-    def attend(self, x: Tensor) -> Tensor:
-        p, norm = self.self_attn, self.norm1
-        out = p.out_proj
-        return attend_step(
-            x, p.in_proj_weight, p.in_proj_bias, out.weight, out.bias, norm.weight, norm.bias, heads=p.num_heads
-        )
+    def attend(self, x: Tensor, step: float = 1.0) -> Tensor:
+        p, norm, out = self.self_attn, self.norm1, self.self_attn.out_proj
+        weights = (p.in_proj_weight, p.in_proj_bias, out.weight, out.bias, norm.weight, norm.bias)
+        return attend_step(x, *weights, heads=p.num_heads, step=step)
 
-    def feed(self, x: Tensor, w_in: nn.Linear, w_out: nn.Linear, norm: nn.LayerNorm, step: float) -> Tensor:
+    def feed(
+        self,
+        x: Tensor,
+        w_in: nn.Linear,
+        w_out: nn.Linear,
+        norm: nn.LayerNorm,
+        step: float,
+        onto: Tensor | None = None,
+    ) -> Tensor:
         weights = (w_in.weight, w_in.bias, w_out.weight, w_out.bias, norm.weight, norm.bias)
-        return ffn_step(x, *weights, activation=self.activation, step=step)
+        return ffn_step(x, *weights, activation=self.activation, step=step, onto=onto)
 
 
 class EagerStrangLayer(EagerLieTrotterLayer):
@@ -137,6 +148,29 @@ class EagerStrangLayer(EagerLieTrotterLayer):
     def forward(self, x: Tensor) -> Tensor:
         x = self.feed(x, self.macaron_linear1, self.macaron_linear2, self.macaron_norm, step=0.5)
         return self.feed(self.attend(x), self.linear1, self.linear2, self.norm2, step=0.5)
+
+
+class EagerSchemeLayer(EagerLieTrotterLayer):
+    """One step of any real splitting scheme, all stages with the one attention and the one FFN."""
+
+    def __init__(self, width: int, heads: int, hidden: int, activation: str, scheme: Scheme) -> None:
+        super().__init__(width, heads, hidden, activation)
+        self.scheme = scheme
+
+    def forward(self, x: Tensor) -> Tensor:
+        if getattr(self.scheme, "increments", None):  # the parallel layer
+            return self.feed(x, self.linear1, self.linear2, self.norm2, step=1.0, onto=self.attend(x))
+        terms = [(weight, self.compose(x, stages)) for weight, stages in self.scheme.weighted]
+        (weight, total), *others = terms
+        total = total if weight == 1.0 else weight * total
+        for weight, term in others:
+            total = torch.add(total, term, alpha=weight)
+        return total
+
+    def compose(self, x: Tensor, stages: tuple) -> Tensor:
+        for operator, c in stages:
+            x = self.attend(x, c) if operator == "A" else self.feed(x, self.linear1, self.linear2, self.norm2, step=c)
+        return x
 
 
 EAGER_LAYERS: dict[str, type[EagerLieTrotterLayer]] = {"Lie-Trotter": EagerLieTrotterLayer, "Strang": EagerStrangLayer}

@@ -76,7 +76,17 @@ def plots(document: dict[str, object]) -> list[Plot]:
             found.append(_ops_plot(ops, dtype))
         if model:
             found.append(_model_plot(model, dtype))
+        schemes = [row for row in mine if row["suite"] == "schemes"]
+        if schemes:
+            found.append(_schemes_plot(schemes, dtype))
     return found
+
+
+def study_plots(document: dict[str, object]) -> list[Plot]:
+    """Those of the studies that the run has."""
+    from .studies import found, pictures
+
+    return [plot for study, data in found(document) for plot in pictures.plots(study.name, data)]
 
 
 def save(plot: Plot, theme: Theme) -> bytes:
@@ -92,7 +102,7 @@ def write_all(document: dict[str, object], folder: Path) -> list[Path]:
     """Writes every plot of the run as a PNG for a light page."""
     folder.mkdir(exist_ok=True)
     paths = []
-    for plot in plots(document):
+    for plot in [*plots(document), *study_plots(document)]:
         paths.append(folder / f"{plot.name}.png")
         paths[-1].write_bytes(save(plot, LIGHT))
     return paths
@@ -132,6 +142,15 @@ def _ops_plot(rows: Sequence[Row], dtype: str) -> Plot:
         f"ops-speed-{dtype}",
         f"Each operator's speed over its eager form, {dtype}: above 1 is faster. Whiskers: p20 to p80 of the ratio.",
         lambda theme: _by_pass(rows, theme, _speed, "speed over the eager form (its time / this time)", 1.0),
+    )
+
+
+def _schemes_plot(rows: Sequence[Row], dtype: str) -> Plot:
+    return Plot(
+        f"schemes-speed-{dtype}",
+        f"One step of each scheme, {dtype}: speed over its own eager form, above 1 is faster. Whiskers: p20 to p80 of "
+        "the ratio.",
+        lambda theme: _by_pass(rows, theme, _speed, "speed over eager (its time / this time)", 1.0),
     )
 
 
@@ -189,7 +208,7 @@ def _by_pass(
     )
     handles = {}
     for axes, direction in zip(panels[0], passes, strict=True):
-        _style(axes, theme)
+        style(axes, theme)
         if reference is not None:
             axes.axvline(reference, color=theme.muted, linewidth=1, zorder=1)
         for line in range(1, len(subjects)):
@@ -211,7 +230,7 @@ def _by_pass(
     if reference is not None and max(axes.get_xlim()[1] for axes in panels[0]) > _WIDE * reference:
         for axes in panels[0]:
             _logarithmic(axes)
-    _legend(figure, {name: handles[name] for name in variants if name in handles}, theme)
+    legend(figure, {name: handles[name] for name in variants if name in handles}, theme)
     return figure
 
 
@@ -247,7 +266,7 @@ def _model(rows: Sequence[Row], theme: Theme) -> Figure:
     subjects = list(dict.fromkeys(row["subject"] for row in rows))
     figure, panels = plt.subplots(1, len(subjects), figsize=(9.2, 2.4), squeeze=False, layout="constrained")
     for axes, subject in zip(panels[0], subjects, strict=True):
-        _style(axes, theme)
+        style(axes, theme)
         mine = [row for row in rows if row["subject"] == subject]
         for y, row in enumerate(mine):
             speed, time = row["tokens_per_s"], row["time"]
@@ -284,16 +303,16 @@ def _colour(variant: str) -> str:
     return _COLOURS.get(variant.removesuffix(" lean"), "#d1495b")
 
 
-def _style(axes: Axes, theme: Theme) -> None:
+def style(axes: Axes, theme: Theme) -> None:
     axes.set_facecolor(theme.page)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(theme.grid)
-    axes.tick_params(colors=theme.muted, labelsize=8.5, length=0)
+    axes.tick_params(which="both", colors=theme.muted, labelsize=8.5, length=0)
     axes.grid(axis="x", color=theme.grid, linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Figure, handles: dict[str, object], theme: Theme) -> None:
+def legend(figure: Figure, handles: dict[str, object], theme: Theme) -> None:
     legend = figure.legend(
         handles.values(),
         handles.keys(),

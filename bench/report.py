@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from . import compare, goals, numbers, table
+from . import compare, goals, numbers, studies, table
 from .compare import Comparison
 from .group import AFTER, OURS
 from .results import SCHEMA, Row
@@ -29,6 +29,10 @@ _SUITES = {
         "Strang (Macaron): half a step of an FFN of width F/2, attention, half a step of another.",
     ),
     "ops": ("Operators", "Each operator against its eager form and its bare matrix products."),
+    "schemes": (
+        "Splitting schemes",
+        "One step of each scheme, all stages with one attention and one FFN of full width, fused against eager.",
+    ),
 }
 
 _METHOD = """
@@ -65,6 +69,7 @@ def render(document: dict[str, object], headlines: Sequence[str], comparison: Co
         _notes(document),
         _comparison(comparison) if comparison else "",
         *(_suite(name, document) for name in _SUITES),
+        *(_study(study, data) for study, data in studies.found(document)),
         f'<section id="method"><h2>How it was measured</h2>{_METHOD}</section>',
         _environment(document),
     ]
@@ -148,6 +153,23 @@ def _suite(name: str, document: dict[str, object]) -> str:
     title, text = _SUITES[name]
     tables = "".join(_table(section) for section in table.sections(rows))
     return f'<section id="{name}"><h2>{title}</h2><p>{text}</p>{_pictures(document | {"rows": rows})}{tables}</section>'
+
+
+def _study(study: studies.Study, data: studies.Data) -> str:
+    pictures = ""
+    if can_draw():
+        from .studies import pictures as drawn
+
+        pictures = "".join(_figure(plot) for plot in drawn.plots(study.name, data))
+    head, *rows = study.table(data)
+    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(
+        f"<tr><th>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>" for row in rows
+    )
+    return (
+        f'<section id="{study.name}"><h2>{escape(study.title)}</h2>{pictures}<p>{escape(study.text)}</p>'
+        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div></section>'
+    )
 
 
 def _pictures(document: dict[str, object]) -> str:

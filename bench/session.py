@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from . import ceilings, environment, headlines, report, runner, suites
+from . import ceilings, environment, headlines, report, runner, studies, suites
 from .compare import Comparison, compare
-from .lines import Lines
+from .lines import Lines, aligned
 from .options import DTYPES, Options
 from .results import FILE_NAME, Results, load
 from .runner import DeviceLost, Job, NothingMatches
@@ -84,14 +84,24 @@ def earlier(folder: Path, options: Options) -> dict[str, object]:
         different.append("it had other options")
     if different:
         raise UnwritableFolder(f"--out {folder}: a run that cannot be gone on with: {'; '.join(different)}")
-    kept = {name: document[name] for name in ("rows", "ceilings", "notes", "started", "seconds")}
+    kept = {
+        name: document[name]
+        for name in ("rows", "ceilings", "notes", "started", "seconds", "studies")
+        if name in document
+    }
     # A run that could still write told that it was interrupted. This one crashed or hung, and would again.
     return kept | ({"measuring": document.get("measuring")} if document["status"] == "running" else {})
 
 
 def plan(names: Sequence[str], options: Options) -> list[Job]:
-    """What a run of the named suites will measure. Raises NothingMatches if the filters leave nothing."""
-    return runner.select(suites.groups(list(names), options), options)
+    """What a run of the named suites will measure. Raises NothingMatches if the filters leave nothing, no study
+    either."""
+    try:
+        return runner.select(suites.groups(list(names), options), options)
+    except NothingMatches:
+        if studies.wanted(list(names), options, {}):
+            return []
+        raise
 
 
 def run(
@@ -128,6 +138,7 @@ def run(
             console.say(f"ceilings: {ceilings.told(first)}")
             results.write()
             runner.run(jobs, options, results, console)
+            _study(studies.wanted(list(names), options, before.get("studies", {})), options, results, console)
             last = ceilings.measure_ceilings(options.device, dtypes, options.seed)
         results.document["ceilings"] = ceilings.better(ceilings.better(first, last), before.get("ceilings") or first)
         runner.set_shares(results.rows, results.document["ceilings"])
@@ -155,6 +166,16 @@ def write_report(document: dict[str, object], folder: Path, comparison: Comparis
 def remaining(jobs: Sequence[Job], before: dict[str, object], options: Options) -> list[Job]:
     """The jobs that the run before did not finish."""
     return runner.remaining(jobs, before.get("rows", ()), options)
+
+
+def _study(wanted: Sequence[studies.Study], options: Options, results: Results, console: Lines) -> None:
+    """One study after another; each one's numbers are in the results file when the next begins."""
+    found = results.document.setdefault("studies", {}) if wanted else {}
+    for study in wanted:
+        console.say(f"{study.title} ...")
+        found[study.name] = study.run(options)
+        results.write()
+        console.say("\n".join([*aligned(study.table(found[study.name])), ""]))
 
 
 def _progress(jobs: Sequence[Job], options: Options) -> Lines:

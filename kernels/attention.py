@@ -57,7 +57,8 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
             256: (Tile(16, 64, 0, 8, 2),),
         },
         "forward_masked": {
-            **dict.fromkeys((16, 32, 64, 128), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            **dict.fromkeys((16, 32, 64), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            128: (Tile(128, 32, 0, 8, 2),),
             256: (Tile(64, 32, 0, 8, 2),),
         },
         "keys_masked": {
@@ -85,8 +86,7 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
             256: (Tile(32, 32, 0, 4, 2),),
         },
         "queries": {
-            **dict.fromkeys((16, 32, 64), (Tile(64, 64, 0, 4, 2),)),
-            128: (Tile(64, 32, 0, 4, 2),),
+            **dict.fromkeys((16, 32, 64, 128), (Tile(64, 32, 0, 4, 2),)),
             256: (Tile(32, 16, 0, 4, 2),),
         },
         "keys": {

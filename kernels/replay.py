@@ -132,12 +132,15 @@ _TENSOR = object()
 def _record(function: Callable, *arguments) -> Callable | None:
     """The replay of ``function``; None where there can be none. Nothing is started."""
     device = arguments[0].device
-    try:
-        with recording(*target(device)) as steps, _Allocations(steps):
-            outputs = function(*arguments)
-        return _replay(arguments, steps, outputs)
-    except _Unknown:
-        return None
+    with recording(*target(device)) as steps:
+        try:
+            with _Allocations(steps):
+                outputs = function(*arguments)
+            return _replay(arguments, steps, outputs)
+        except _Unknown:
+            return None
+        finally:
+            steps.clear()  # torch may hold the mode, and through it the buffers, until cycles are collected
 
 
 def _replay(
@@ -183,15 +186,15 @@ def _replay(
         add(how, (of,), number)
         return number
 
-    def number_of(argument: object) -> int:
+    def number_at(tensor: Tensor) -> int:
+        """The number of a tensor whose place alone is looked at."""
+        number = _number(tensor, values, memories)
+        return number if _begins(tensor, values[number]) else made(_viewer(tensor, values[number]), number)
+
+    def number_of(argument: object) -> int:  # not by calling itself: a cycle would keep the buffers until it is found
         if isinstance(argument, TensorDescriptor):
-            return made(_describer(argument), number_of(argument.base))
-        if not isinstance(argument, Tensor):
-            return next(constant)
-        number = _number(argument, values, memories)
-        if _begins(argument, values[number]):
-            return number
-        return made(_viewer(argument, values[number]), number)
+            return made(_describer(argument), number_at(argument.base))
+        return number_at(argument) if isinstance(argument, Tensor) else next(constant)
 
     def seen_as(view: Tensor) -> int:
         """The number of a tensor whose shape and strides are looked at too."""

@@ -20,7 +20,7 @@ LONGEST = 65536  # channels of a row
 WIDEST = 8192  # channels that a program keeps in registers: with 16 warps 16 numbers a thread and tensor
 WIDE_BLOCK = 4096  # columns of a block where a row is longer
 TILE = 2048  # elements that a program has at once where rows are short: 16 a thread
-STAGES = 2  # of those kernels: the next tile is under way while one is computed
+STAGES = 3  # of those kernels: the next tile is under way while one is computed
 PROGRAMS_PER_PROCESSOR = 4  # of kernels that walk over the rows and keep sums
 
 

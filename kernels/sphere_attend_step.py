@@ -7,13 +7,15 @@ softmax: shift_i = max_j t_ij, total_i = sum_j e_ij; unnormalized: shift_i alike
 
 forward     one kernel: the online softmax over blocks of keys, its epilogue the step
 backward    dx past the attention, g_i = du_i / total_i, d_i = <g_i, u_i>, dstep     a row kernel
-            dq, dbeta, d_i settled                                                   a pass with rows of queries
+            of points among themselves all the rest                                  one pass over pairs, in bfloat16
+            else dq, dbeta, d_i settled                                              a pass with rows of queries
             dk, dv                                                                   a pass with rows of keys
 
-u, shift and total are kept for it: O(n). Forward takes 4 n m D FLOP and n m exponentials, backward 14 n m D (18 where
-q, k or v is given or beta learned) and 2 (3) n m: arithmetic is the limit, and memory is linear. What is not needed is
-not computed. With 16-bit operands matrix products run on tensor cores and e_ij and a_ij are rounded on their way into
-one, as in flash attention; a few channels of float32 are summed in registers (``sphere_narrow.py``).
+u, shift and total are kept for it: O(n). Forward takes 4 n m D FLOP and n m exponentials; backward 10 n^2 D and n^2 in
+one pass, else 14 n m D (18 where q, k or v is given or beta learned) and 2 (3) n m: arithmetic is the limit, and memory
+is linear. What is not needed is not computed. With 16-bit operands matrix products run on tensor cores and e_ij and
+a_ij are rounded on their way into one, as in flash attention; a few channels of float32 are summed in registers
+(``sphere_narrow.py``).
 """
 
 from typing import NamedTuple
@@ -27,9 +29,11 @@ from .rows import row_tiles
 from .sphere_backward import wide_keys_kernel, wide_queries_kernel
 from .sphere_forward import wide_forward_kernel
 from .sphere_narrow import narrow_forward_kernel, narrow_keys_kernel, narrow_queries_kernel
+from .sphere_points import wide_points_kernel
 from .sphere_rows import rows_backward_kernel
 from .sphere_tiles import channels_of, sphere_tile
 from .step import STEP_CHANNELS, step_kind
+from .sums import Sum, sums_of
 
 __all__ = ["Saved", "backward", "forward", "saved_shapes", "why_not"]
 
@@ -94,11 +98,19 @@ class _Particles(NamedTuple):
             constants |= {"BE": max(power_of_2(self.channels), 16), "PRECISION": precision(dtype)}
         if not narrow or name == "forward":
             constants["BD"] = max(power_of_2(self.width), 2 if narrow else 16)
+        if s.MAXNREG:
+            constants["maxnreg"] = s.MAXNREG
         launch(
             kernels[narrow], self.batch * ceil_div(owners, s.BM), device,
             *arguments, self.queries, self.keys, D=self.width, E=self.channels, **constants,
             BM=s.BM, BN=s.BN, num_warps=s.num_warps, num_stages=s.num_stages,
         )  # fmt: skip
+
+    def fixed(self) -> bool:
+        """Whether one shift serves scores of any point (``sphere_forward.py``), which in float16 would leave nothing of
+        the weights of a row whose scores are low, and of a large total."""
+        narrow, _ = channels_of(self.width, self.channels, self.x.dtype)
+        return self.q is self.x and self.k is self.x and (narrow or self.x.dtype == torch.bfloat16)
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
@@ -114,7 +126,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
     p.launch(
         "forward", (wide_forward_kernel, narrow_forward_kernel), p.queries,
         p.x, p.q, p.k, p.v, y, *kept, tensors.beta_tensor, o.beta, step, o.step, o.eps,
-        SAME=p.same, CAUSAL=o.causal, SOFTMAX=o.weighting == "softmax",
+        SAME=p.same, CAUSAL=o.causal, FIXED=p.fixed(), SOFTMAX=o.weighting == "softmax",
         DIRECTION=o.direction, STEP=step_kind(tensors.step_tensor),
     )  # fmt: skip
     return y, saved
@@ -152,13 +164,20 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     if any(wanted):
         g = torch.empty_like(p.x)
         offset = torch.zeros(x.shape[:-1], dtype=torch.float32, device=x.device)
-    by_step = _through_the_move(grad.contiguous(), p, t, saved, o, grad_x, g, offset if softmax else None, need)
+    apart = None
+    if _at_one_look(p, t, o, wanted):
+        apart = torch.zeros((), dtype=torch.int32, device=x.device)
+    by_step = _through_the_move(grad.contiguous(), p, t, saved, o, grad_x, g, offset if softmax else None, apart, need)
+    slopes = torch.empty_like(offset) if wanted.beta else None
+    if apart is not None:
+        _points_pass(p, t, saved, o, g, offset if softmax else None, apart, grad_x, slopes)
     grads = [
         grad_x if given is None else torch.empty_like(own) if n else None
         for given, own, n in zip(t[:3], p[1:4], wanted[:3], strict=True)
     ]
-    by_beta = _queries_pass(p, t, saved, o, g, offset, grads[0], wanted)
-    _keys_pass(p, t, saved, o, g, offset, *grads[1:], wanted)
+    _queries_pass(p, t, saved, o, g, offset, apart, grads[0], slopes, wanted)
+    _keys_pass(p, t, saved, o, g, offset, apart, *grads[1:], wanted)
+    by_beta = None if slopes is None else slopes.sum(dtype=torch.float64)  # of numbers that cancel
     of_given = [
         None if not n else torch.zeros_like(given) if found is None else found
         for given, found, n in zip(
@@ -168,8 +187,14 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     return grad_x, type(t)(*of_given[:3], by_step, of_given[3])
 
 
-def _through_the_move(grad: Tensor, p: _Particles, t, saved: Saved, o, grad_x, g, offset, need) -> Tensor | None:
-    """Writes dx past the attention, g and d, each if given; returns dstep if needed."""
+def _at_one_look(p: _Particles, t, o, wanted: _Wanted) -> bool:
+    """Whether ``wide_points_kernel`` does the passes over pairs, if no row is apart."""
+    alone = all(given is None for given in t[:3]) and not o.causal
+    return alone and wanted.q and p.x.dtype == torch.bfloat16 and p.width <= TOGETHER
+
+
+def _through_the_move(grad: Tensor, p: _Particles, t, saved: Saved, o, grad_x, g, offset, apart, need) -> Tensor | None:
+    """Writes dx past the attention, g, d and apart, each if given; returns dstep if needed."""
     rows, tiles, kind = p.batch * p.queries, row_tiles(p.width), step_kind(t.step_tensor)
     programs = tiles.programs(rows, p.x.device)
     partial = None
@@ -179,35 +204,45 @@ def _through_the_move(grad: Tensor, p: _Particles, t, saved: Saved, o, grad_x, g
     step = None if t.step_tensor is None else t.step_tensor.contiguous()
     launch(
         rows_backward_kernel, programs, p.x.device,
-        grad, p.x, saved.u, saved.total, grad_x, g, offset, partial, step, o.step, o.eps, rows,
+        grad, p.x, saved.u, saved.shift, saved.total, grad_x, g, offset, apart, partial, step, o.step, o.eps,
+        rows, p.queries,
         D=p.width, DIRECTION=o.direction, STEP=kind, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, num_warps=tiles.num_warps,
     )  # fmt: skip
-    return None if partial is None else partial.sum(0)
+    return sums_of([partial], [Sum(torch.float32) if need.step_tensor else None])[0]
 
 
-def _queries_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_q, wanted: _Wanted) -> Tensor | None:
-    """dq, settled d; returns dbeta if wanted."""
+def _points_pass(p: _Particles, t, saved: Saved, o, g, offset, apart, grad_x, slopes) -> None:
+    """dx and dbeta in one pass, unless some rows are apart."""
+    s = sphere_tile("points", False, p.width, p.x.dtype, p.x.device, p.batch, p.queries)
+    launch(
+        wide_points_kernel, p.batch * ceil_div(p.queries, s.BM), p.x.device,
+        p.x, g, saved.shift, offset, apart, grad_x, slopes, t.beta_tensor, o.beta, p.queries,
+        D=p.width, PRECISION=precision(p.x.dtype), BM=s.BM, BN=s.BN, BD=max(power_of_2(p.width), 16),
+        num_warps=s.num_warps, num_stages=s.num_stages, **({"maxnreg": s.MAXNREG} if s.MAXNREG else {}),
+    )  # fmt: skip
+
+
+def _queries_pass(p: _Particles, t, saved: Saved, o, g, offset, apart, grad_q, slopes, wanted: _Wanted) -> None:
+    """dq, settled d; the terms of dbeta if wanted."""
     softmax = o.weighting == "softmax"
     if not (wanted.q or wanted.beta or (wanted.k and softmax)):
-        return None
+        return
     itself = p.same and t.query is None and t.key is None
     settle = "none" if not softmax else "after" if itself and wanted.q and not wanted.beta else "before"
-    slopes = torch.empty_like(offset) if wanted.beta else None
     p.launch(
         "queries", (wide_queries_kernel, narrow_queries_kernel), p.queries,
-        p.q, p.k, p.v, g, *saved, offset, grad_q if wanted.q else None, slopes, t.beta_tensor, o.beta,
+        p.q, p.k, p.v, g, *saved, offset, apart, grad_q if wanted.q else None, slopes, t.beta_tensor, o.beta,
         SAME=p.same, CAUSAL=o.causal, SETTLE=settle, NEED_Q=wanted.q or wanted.beta, ADD=t.query is None,
     )  # fmt: skip
-    return None if slopes is None else slopes.sum(dtype=torch.float64)  # of numbers that cancel
 
 
-def _keys_pass(p: _Particles, t, saved: Saved, o, g, offset, grad_k, grad_v, wanted: _Wanted) -> None:
+def _keys_pass(p: _Particles, t, saved: Saved, o, g, offset, apart, grad_k, grad_v, wanted: _Wanted) -> None:
     """dk and dv, in one pass or two."""
-    apart = max(p.width, p.channels) > TOGETHER
-    for k, v in ((wanted.k, False), (False, wanted.v)) if apart else ((wanted.k, wanted.v),):
+    each = max(p.width, p.channels) > TOGETHER
+    for k, v in ((wanted.k, False), (False, wanted.v)) if each else ((wanted.k, wanted.v),):
         if k or v:
             p.launch(
                 "keys", (wide_keys_kernel, narrow_keys_kernel), p.keys,
-                p.q, p.k, p.v, g, saved.shift, offset, grad_k, grad_v, t.beta_tensor, o.beta,
+                p.q, p.k, p.v, g, saved.shift, offset, apart, grad_k, grad_v, t.beta_tensor, o.beta,
                 CAUSAL=o.causal, NEED_K=k, NEED_V=v, ADD_K=t.key is None, ADD_V=t.value is None,
             )  # fmt: skip

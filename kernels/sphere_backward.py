@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .emulation import dot, rounded
 from .sphere_forward import load_points, sees
-from .sphere_rows import add_or_store, magnitude, read_number, signed
+from .sphere_rows import LOG2_E, add_or_store, read_number
 
 __all__ = ["wide_keys_kernel", "wide_queries_kernel"]
 
@@ -29,10 +29,11 @@ def _along_keys(
 ):  # fmt: skip
     """The keys in [begin, end): ``(sum_j a_ij k_j, sum_j a_ij, sum_j a_ij <q_i, k_j>)``."""
     keys = tl.arange(0, BN)
-    for start in range(begin, end, BN):
-        first = tl.cast(start, tl.int64)
-        ks = load_points(k + first * E, keys, tl.arange(0, BE), M - start, E, BE, MASKED)
-        vs = ks if SAME else load_points(v + first * D, keys, tl.arange(0, BD), M - start, D, BD, MASKED)
+    k += tl.cast(begin, tl.int64) * E
+    v += tl.cast(begin, tl.int64) * D
+    for start in tl.range(begin, end, BN, num_stages=1 if MASKED else None):
+        ks = load_points(k, keys, tl.arange(0, BE), M - start, E, BE, MASKED)
+        vs = ks if SAME else load_points(v, keys, tl.arange(0, BD), M - start, D, BD, MASKED)
         s = dot(q, tl.trans(ks), tl.zeros((BM, BN), tl.float32), PRECISION)
         e = tl.exp2(s * scale - shift[:, None])
         if MASKED:
@@ -43,6 +44,8 @@ def _along_keys(
             slope += tl.sum(a * s, 1)
         if NEED_Q:
             dq = dot(rounded(a, ks.dtype), ks, dq, PRECISION)
+        k += BN * E
+        v += BN * D
     return dq, excess, slope
 
 
@@ -65,13 +68,16 @@ def _over_keys(
 
 @triton.jit
 def wide_queries_kernel(
-    q, k, v, g, u, shift, total, offset, grad_q, slopes, beta_pointer, beta, N, M,
+    q, k, v, g, u, shift, total, offset, apart, grad_q, slopes, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, SETTLE: tl.constexpr,
     NEED_Q: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A program: BM queries of one batch element, the settled ``offset`` of their rows, their terms of dbeta (slopes).
     Where grad_q is that of x, it has the terms past the attention and gets these added."""
+    if apart is not None:  # and 0: sphere_points.py has done it
+        if tl.load(apart) == 0:
+            return
     blocks = tl.cdiv(N, BM)
     batch = tl.cast(tl.program_id(0) // blocks, tl.int64)
     begin = (blocks - 1 - tl.program_id(0) % blocks) * BM
@@ -80,9 +86,9 @@ def wide_queries_kernel(
     inside = rows < N
     at = batch * N + rows
     number = read_number(beta_pointer, beta)
-    scale = magnitude(number)
+    scale = number * LOG2_E
     q += (batch * N + begin) * E
-    qs = signed(load_points(q, here, to_e, N - begin, E, BE, True), number)
+    qs = load_points(q, here, to_e, N - begin, E, BE, True)
     gs = load_points(g + (batch * N + begin) * D, here, to_d, N - begin, D, BD, True)
     shifts = tl.load(shift + at, inside, 0.0)
     d = tl.load(offset + at, inside, 0.0)
@@ -110,7 +116,7 @@ def wide_queries_kernel(
             dq -= excess[:, None] * us
             tl.store(offset + at, d + excess / tl.load(total + at, inside, 1.0), inside)
         if slopes is not None:
-            tl.store(slopes + at, signed(slope, number), inside)
+            tl.store(slopes + at, slope, inside)
         if grad_q is not None:
             to = grad_q + (at[:, None] * E + to_e[None, :])
             add_or_store(to, number * dq, inside[:, None] & (to_e < E)[None, :], ADD)
@@ -124,41 +130,47 @@ def _along_queries(
 ):  # fmt: skip
     """The queries in [begin, end): ``(sum_i a_ij q_i, sum_i e_ij g_i)``."""
     rows = tl.arange(0, BN)
+    q += tl.cast(begin, tl.int64) * E
+    g += tl.cast(begin, tl.int64) * D
     for start in range(begin, end, BN):
-        first = tl.cast(start, tl.int64)
-        qs = load_points(q + first * E, rows, tl.arange(0, BE), N - start, E, BE, MASKED)
-        gs = load_points(g + first * D, rows, tl.arange(0, BD), N - start, D, BD, MASKED)
+        qs = load_points(q, rows, tl.arange(0, BE), N - start, E, BE, MASKED)
+        gs = load_points(g, rows, tl.arange(0, BD), N - start, D, BD, MASKED)
         s = dot(k, tl.trans(qs), tl.zeros((BM, BN), tl.float32), PRECISION)
         there = (rows < N - start) if MASKED else None
-        shifts = tl.load(shift + first + rows, there, 0.0 if MASKED else None)
+        shifts = tl.load(shift + start + rows, there, 0.0 if MASKED else None)
         e = tl.exp2(s * scale - shifts[None, :])
         if MASKED:
             e = tl.where(sees((start + rows)[None, :], keys[:, None], N, M, CAUSAL), e, 0.0)
         if NEED_V:
             dv = dot(rounded(e, gs.dtype), gs, dv, PRECISION)
         if NEED_K:
-            offsets = tl.load(offset + first + rows, there, 0.0 if MASKED else None)
+            offsets = tl.load(offset + start + rows, there, 0.0 if MASKED else None)
             a = e * (dot(v, tl.trans(gs), tl.zeros((BM, BN), tl.float32), PRECISION) - offsets[None, :])
             dk = dot(rounded(a, qs.dtype), qs, dk, PRECISION)
+        q += BN * E
+        g += BN * D
     return dk, dv
 
 
 @triton.jit
 def wide_keys_kernel(
-    q, k, v, g, shift, offset, grad_k, grad_v, beta_pointer, beta, N, M,
+    q, k, v, g, shift, offset, apart, grad_k, grad_v, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
     NEED_K: tl.constexpr, NEED_V: tl.constexpr, ADD_K: tl.constexpr, ADD_V: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A program: BM keys of one batch element; gradients of x have terms already and get these added."""
+    if apart is not None:  # and 0: sphere_points.py has done it
+        if tl.load(apart) == 0:
+            return
     blocks = tl.cdiv(M, BM)
     batch = tl.cast(tl.program_id(0) // blocks, tl.int64)
     begin = tl.program_id(0) % blocks * BM
     keys = begin + tl.arange(0, BM)
     here, to_e, to_d = tl.arange(0, BM), tl.arange(0, BE), tl.arange(0, BD)
     number = read_number(beta_pointer, beta)
-    scale = magnitude(number)
-    ks = signed(load_points(k + (batch * M + begin) * E, here, to_e, M - begin, E, BE, True), number)
+    scale = number * LOG2_E
+    ks = load_points(k + (batch * M + begin) * E, here, to_e, M - begin, E, BE, True)
     vs = load_points(v + (batch * M + begin) * D, here, to_d, M - begin, D, BD, True)
     q += batch * N * E
     g += batch * N * D

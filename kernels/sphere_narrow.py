@@ -9,7 +9,7 @@ coordinates of points are tuples of vectors, one a channel, so that no channel i
 import triton
 import triton.language as tl
 
-from .sphere_rows import add_or_store, magnitude, move_and_store, read_number, save_statistics, shift_of, signed
+from .sphere_rows import add_or_store, fits, magnitude, move_and_store, read_number, save_statistics, shift_of, signed
 
 __all__ = ["narrow_forward_kernel", "narrow_keys_kernel", "narrow_queries_kernel"]
 
@@ -22,6 +22,24 @@ def _points(p, rows, inside, D: tl.constexpr):
     for c in tl.static_range(D):
         found = found + (tl.load(at + c, inside, None if inside is None else 0.0).to(tl.float32),)
     return found
+
+
+@triton.jit
+def _four(p, D: tl.constexpr):
+    """The first four rows of ``p (any, D)`` as points of numbers, by D reads of 16 bytes."""
+    numbers = ()
+    for i in tl.static_range(D):
+        even, odd = tl.split(tl.reshape(tl.load(p + 4 * i + tl.arange(0, 4)), (2, 2)))
+        first, third = tl.split(even)
+        second, fourth = tl.split(odd)
+        numbers = numbers + (first, second, third, fourth)
+    points = ()
+    for r in tl.static_range(4):
+        point = ()
+        for c in tl.static_range(D):
+            point = point + (numbers[r * D + c],)
+        points = points + (point,)
+    return points
 
 
 @triton.jit
@@ -42,10 +60,11 @@ def _signed(points, number, D: tl.constexpr):
 
 @triton.jit
 def _products(others, owners, D: tl.constexpr):
-    """``<other, owner>`` (others, owners), the same bits if they change places."""
+    """``<other, owner>`` (others, owners), the same bits if they change places: which of two products is rounded is
+    not left to the compiler, whose loops over whole and over masked blocks would differ."""
     found = others[0][:, None] * owners[0][None, :]
     for c in tl.static_range(1, D):
-        found += others[c][:, None] * owners[c][None, :]
+        found = tl.fma(others[c][:, None], owners[c][None, :], found)
     return found
 
 
@@ -117,10 +136,78 @@ def _attend(
 
 
 @triton.jit
+def _with_one(owners, one, D: tl.constexpr):
+    """``<owner, one>`` (owners,), ``one`` a point of numbers or of vectors, as :func:`_products` would have it."""
+    found = one[0] * owners[0]
+    for c in tl.static_range(1, D):
+        found = tl.fma(owners[c], one[c], found)
+    return found
+
+
+@triton.jit
+def _plus_row(points, factor, others, D: tl.constexpr):
+    found = ()
+    for c in tl.static_range(D):
+        found = found + (points[c] + factor * others[c],)
+    return found
+
+
+@triton.jit
+def _attend_fixed(
+    q, u, total, shift, k, v, end, scale, E: tl.constexpr, D: tl.constexpr, SAME: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """The keys in [0, end), a multiple of BN, by known shifts: ``(sum_j e_ij v_j, sum_j e_ij)``. They are met one by
+    one, which takes a third of a tile's registers, so that a processor holds more warps."""
+    for _ in range(0, end, BN):
+        here, terms = tl.zeros((BM,), tl.float32), _zeros(BM, D)
+        for four in tl.static_range(0, BN, 4):
+            ks = _four(k + four * E, E)
+            vs = ks if SAME else _four(v + four * D, D)
+            for r in tl.static_range(4):
+                e = tl.exp2(_with_one(q, ks[r], E) * scale - shift)
+                here += e
+                terms = _plus_row(terms, e, vs[r], D)
+        total += here
+        u = _plus_row(u, 1.0, terms, D)
+        k += BN * E
+        v += BN * D
+    return u, total
+
+
+@triton.jit
+def _attend_fours(
+    q, u, total, most, k, v, begin, end, rows, M, scale,
+    E: tl.constexpr, D: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr,
+):  # fmt: skip
+    """The keys in [begin, end) as :func:`_attend` would, by fours: what the known shifts leave, in few registers."""
+    for start in range(begin, end, 4):
+        values, t, new = (), (), most
+        for r in tl.static_range(4):
+            at, there = tl.cast(start + r, tl.int64), start + r < M
+            ks = _points(k, at, there, E)
+            values = values + ((ks if SAME else _points(v, at, there, D)),)
+            seen = there & (start + r <= rows) if CAUSAL else there
+            t = t + (tl.where(seen, _with_one(q, ks, E) * scale, -float("inf")),)
+            new = tl.maximum(new, t[r])
+        shift = shift_of(new)
+        again = tl.exp2(most - shift)
+        total *= again
+        u = _times(u, again, D)
+        for r in tl.static_range(4):
+            e = tl.exp2(t[r] - shift)
+            total += e
+            u = _plus_row(u, e, values[r], D)
+        most = new
+    return u, total, most
+
+
+@triton.jit
 def narrow_forward_kernel(
     x, q, k, v, y, saved_u, saved_shift, saved_total, beta_pointer, beta, step_pointer, step, eps, N, M,
-    D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, SOFTMAX: tl.constexpr,
-    DIRECTION: tl.constexpr, STEP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, FIXED: tl.constexpr,
+    SOFTMAX: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """A program: BM queries of one batch element, and the step of their rows."""
     blocks = tl.cdiv(N, BM)
@@ -137,8 +224,18 @@ def narrow_forward_kernel(
     most = tl.full((BM,), -float("inf"), tl.float32)
     whole = (tl.minimum(begin + 1, M) if CAUSAL else M) // BN * BN
     end = tl.minimum(begin + BM, M) if CAUSAL else M
-    u, total, most = _attend(qs, u, total, most, k, v, 0, whole, rows, M, scale, E, D, SAME, CAUSAL, False, BN)
-    u, total, most = _attend(qs, u, total, most, k, v, whole, end, rows, M, scale, E, D, SAME, CAUSAL, True, BN)
+    if FIXED:
+        most = _with_one(qs, qs, E) * scale
+        u, total = _attend_fixed(qs, u, total, most, k, v, whole, scale, E, D, SAME, BM, BN)
+        fit = fits(total, rows < N)
+        if not fit:
+            u, total = _zeros(BM, D), tl.zeros((BM,), tl.float32)
+            most = tl.full((BM,), -float("inf"), tl.float32)
+        met = tl.where(fit, whole, 0)
+        u, total, most = _attend_fours(qs, u, total, most, k, v, met, end, rows, M, scale, E, D, SAME, CAUSAL)
+    else:
+        u, total, most = _attend(qs, u, total, most, k, v, 0, whole, rows, M, scale, E, D, SAME, CAUSAL, False, BN)
+        u, total, most = _attend(qs, u, total, most, k, v, whole, end, rows, M, scale, E, D, SAME, CAUSAL, True, BN)
     columns = tl.arange(0, BD)
     total = save_statistics(saved_shift, saved_total, at, rows < N, most, total, M, SOFTMAX, x.dtype.element_ty)
     u = _tile(u, columns, D, BM, BD) / total[:, None]
@@ -195,7 +292,7 @@ def _over_keys(
 
 @triton.jit
 def narrow_queries_kernel(
-    q, k, v, g, u, shift, total, offset, grad_q, slopes, beta_pointer, beta, N, M,
+    q, k, v, g, u, shift, total, offset, apart, grad_q, slopes, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, SAME: tl.constexpr, CAUSAL: tl.constexpr, SETTLE: tl.constexpr,
     NEED_Q: tl.constexpr, ADD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -239,14 +336,6 @@ def narrow_queries_kernel(
 
 
 @triton.jit
-def _plus_row(points, factor, others, D: tl.constexpr):
-    found = ()
-    for c in tl.static_range(D):
-        found = found + (points[c] + factor * others[c],)
-    return found
-
-
-@triton.jit
 def _along_queries(
     k, v, dk, dv, q, g, shift, offset, begin, end, keys, N, scale, E: tl.constexpr, D: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr, NEED_K: tl.constexpr, NEED_V: tl.constexpr, BN: tl.constexpr,
@@ -275,7 +364,7 @@ def _along_queries(
 
 @triton.jit
 def narrow_keys_kernel(
-    q, k, v, g, shift, offset, grad_k, grad_v, beta_pointer, beta, N, M,
+    q, k, v, g, shift, offset, apart, grad_k, grad_v, beta_pointer, beta, N, M,
     D: tl.constexpr, E: tl.constexpr, CAUSAL: tl.constexpr,
     NEED_K: tl.constexpr, NEED_V: tl.constexpr, ADD_K: tl.constexpr, ADD_V: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,

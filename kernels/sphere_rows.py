@@ -15,6 +15,7 @@ from .step import STEP_CHANNELS, move, move_backward, read_step
 
 __all__ = [
     "add_or_store",
+    "fits",
     "magnitude",
     "move_and_store",
     "read_number",
@@ -22,6 +23,7 @@ __all__ = [
     "save_statistics",
     "shift_of",
     "signed",
+    "truncated",
 ]
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -59,20 +61,34 @@ def shift_of(most):
     return tl.where(most == -float("inf"), 0.0, most)
 
 
+@triton.jit
+def truncated(e):
+    """Weights of a softmax in the 8 bits of a bfloat16, as float32. Of numbers that are divided by their sum it does
+    not matter that all become less; to round them and widen them again would take the unit of the exponentials."""
+    return (e.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def fits(total, inside):
+    """Whether every row's sum of weights by a shift that is not its largest score is far from overflow and from 0: a
+    weight that underflows is then less than a rounding error of the sum. Never so of NaN."""
+    return tl.min(tl.where(((total > 2.0**-64) & (total < 2.0**64)) | (inside == 0), 1, 0)) == 1
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
 def save_statistics(saved_shift, saved_total, rows, inside, most, total, M, SOFTMAX: tl.constexpr, dtype: tl.constexpr):
-    """The sum by which u has to be divided. Backward finds ``w_ij = 2^(t_ij - shift_i) / total_i``: where products
-    round their operands to 16 bits e_ij is the weight itself, and total_i what would take it, or du_i, out of range."""
+    """The sum by which u has to be divided. Backward finds ``w_ij = 2^(t_ij - shift_i) / total_i``: of float16 e_ij is
+    the weight itself, and total_i what would take it, or du_i, out of range."""
     shift = shift_of(most)
     rest = tl.exp2(-shift)
     if not SOFTMAX:
         total = rest * M
     if saved_shift is not None:
         kept = total
-        if dtype != tl.float32:
+        if dtype == tl.float16:
             if SOFTMAX:
                 shift += tl.log2(total)
                 kept = tl.full(total.shape, 1.0, tl.float32)
@@ -110,11 +126,11 @@ def add_or_store(at, value, inside, ADD: tl.constexpr):
 
 @triton.jit
 def rows_backward_kernel(
-    grad, x, u, total, grad_x, g, offset, partial, step_pointer, step, eps, M,
+    grad, x, u, shift, total, grad_x, g, offset, apart, partial, step_pointer, step, eps, M, N,
     D: tl.constexpr, DIRECTION: tl.constexpr, STEP: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep.
-    What is not given is not needed."""
+    """A program: every so many tiles of ROWS whole rows; partial (programs, D) or (programs,) is its share of dstep,
+    apart () becomes 1 where a row's shift is not that of the first of its N rows. What is not given is not needed."""
     columns = tl.arange(0, BLOCK)
     c = read_step(step_pointer, step, columns, D, STEP)
     sums = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -133,6 +149,9 @@ def rows_backward_kernel(
             tl.store(g + at, gs, inside)
             if offset is not None:
                 tl.store(offset + rows, tl.sum(gs.to(tl.float32) * us, 1), rows < M)
+        if apart is not None:
+            first = tl.load(shift + rows // N * N, rows < M, 0.0)
+            tl.store(apart, 1, tl.max(tl.where(tl.load(shift + rows, rows < M, 0.0) == first, 0, 1)) == 1)
         sums += tl.where(inside, dstep, 0.0)
     if partial is not None:
         if STEP == STEP_CHANNELS:

@@ -26,6 +26,7 @@ _BENCH_EXAMPLES = f"""examples:
   macaron-ops bench ops --device cuda --full --out results/h100
   macaron-ops bench layers --compare results/before       what got slower past the noise of both runs
   macaron-ops bench model --model parakeet --model llama  families with random weights, before and after replace_layers
+  macaron-ops bench schemes --full --filter schemes/orders    the order of every scheme with every kind of substep
   macaron-ops bench report results/before                 draws the report of a finished run again
 
 On two cores `layers` takes 2 minutes with --quick, half an hour without, 90 minutes with --full.
@@ -45,6 +46,7 @@ _SUITES = {
     "layers": "one encoder layer: Lie-Trotter against Strang, eager, compiled and fused",
     "ops": "each operator against its eager form and the bare matrix products",
     "model": "the trained MiniLM-L6 on real sentences, before and after replace_layers",
+    "schemes": "splitting schemes: orders, errors against work, the splitting error of MiniLM-L6, fused against eager",
     "all": "layers, ops and model, one after another",
     "main": "all --quick: four minutes on two cores",
     "ceilings": "copy bandwidth and rate of matrix products, alone",
@@ -103,7 +105,10 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         "bench", help="measure layers, operators, a real model", description=_bench.__doc__, epilog=_BENCH_EXAMPLES
     )
     suites = bench.add_subparsers(
-        title="what to measure", dest="suite", required=True, metavar="{layers,ops,model,all,main,ceilings,report}"
+        title="what to measure",
+        dest="suite",
+        required=True,
+        metavar="{layers,ops,model,schemes,all,main,ceilings,report}",
     )
     for name, about in _SUITES.items():
         suite = suites.add_parser(
@@ -206,8 +211,10 @@ def _seconds(text: str) -> float:
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
     names = suites(given)
-    families = getattr(given, "model", None) or ()
-    _require(_MODEL_NEEDS[: 1 if families else 2] if "model" in names else ())
+    if "schemes" in names:
+        _require(_MODEL_NEEDS)
+    elif "model" in names:
+        _require(_MODEL_NEEDS[: 1 if getattr(given, "model", None) else 2])
     from .bench import compile_ahead, goals, headlines, results, session
 
     old = _ask(results.ResultsError, results.load, given.compare) if given.compare else None

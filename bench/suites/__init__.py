@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..group import Group
 from ..options import Options
-from . import layers, model, ops
+from . import layers, model, ops, schemes
 
-SUITES = {"layers": layers.groups, "ops": ops.groups, "model": model.groups}
+SUITES = {"layers": layers.groups, "ops": ops.groups, "model": model.groups, "schemes": schemes.groups}
 
 
 def groups(names: list[str], options: Options) -> list[Group]:

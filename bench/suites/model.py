@@ -80,10 +80,15 @@ def load_model() -> nn.Module:
 @cache
 def workload(count: int, batch: int, seed: int) -> Workload:
     """`count` sentences of the corpus in batches of `batch`, on the CPU."""
-    tokenizer = _transformers().AutoTokenizer.from_pretrained(model_folder(), local_files_only=True)
-    texts = sorted(corpus.sample(count, seed), key=lambda text: len(tokenizer(text)["input_ids"]))
+    split = tokenizer()
+    texts = sorted(corpus.sample(count, seed), key=lambda text: len(split(text)["input_ids"]))
     chunks = [texts[start : start + batch] for start in range(0, count, batch)]
-    return Workload(tuple(dict(tokenizer(chunk, padding=True, return_tensors="pt")) for chunk in chunks), count)
+    return Workload(tuple(dict(split(chunk, padding=True, return_tensors="pt")) for chunk in chunks), count)
+
+
+def tokenizer():
+    """The model's own."""
+    return _transformers().AutoTokenizer.from_pretrained(model_folder(), local_files_only=True)
 
 
 def embed(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Tensor:

@@ -15,6 +15,12 @@ constexpr int kPanel = 32;  // lanes of a panel
 // Terms of a sum that are added one after the other.
 constexpr int64_t kSegment = 240;      // features
 constexpr int64_t kTokenSegment = 128;  // tokens, a whole panel at least; pairs of bf16 are less exact themselves
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr int64_t kChain = kSegment;
+#else
+constexpr int64_t kChain = 8;  // of a segment, where products are rounded before they are added
+#endif
+static_assert(kSegment % kChain == 0);
 #if defined(__AVX512F__)
 constexpr int kRows = 12;  // 12 x 2 accumulators of 32 registers
 constexpr int kVecs = 2;   // vectors of a tile
@@ -169,8 +175,8 @@ MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>
 template <class WordT>
 static void tile_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
                       int64_t lanes, float* c, int64_t ldc, bool accumulate) {
-  constexpr int64_t words = kSegment / kElements<WordT>;
-  constexpr int64_t runs = kTokenSegment / kPanel * (kElements<WordT> > 1 ? 2 : 1);
+  constexpr int64_t words = kChain / kElements<WordT>;
+  const int64_t runs = a.words > words ? 1 : kTokenSegment / kPanel * (kElements<WordT> > 1 ? 2 : 1);
   Left<typename Arithmetic<WordT>::Element> part = a;
   for (int64_t run = 0; run < a.runs; run += runs)
     for (int64_t word = 0; word < a.words; word += words) {

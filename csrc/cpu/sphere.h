@@ -65,10 +65,11 @@ struct Owners {
 //
 // d_i is <g_i, u_i>, but where one weight is nearly 1, <g_i, v_j> - d_i is a small difference of two sums that were not
 // rounded alike. There queries also leaves sum_j a_ij, which has to be 0: what it is instead, over Z_i, is the error of
-// d_i, which is settled by adding it, and the sums of a_ij are by taking off as many times those of e_ij.
+// d_i, which is settled by adding it, and the sums of a_ij are by taking off as many times those of e_ij: sum_j e_ij k_j,
+// which is Z_i u_i where keys are values, and else the second sum that queries leaves.
 struct Sums {
   float *first, *second;         // panels; which ones, the loop's comment says
-  bool need_first, need_second;  // queries: the second one to settle d_i, sum_j e_ij k_j
+  bool need_first, need_second, settle;  // settle: queries leaves excess and mean
   float *shift, *total;          // forward: m_i, Z_i
   float *excess;                 // queries: sum_j a_ij
   float *slope, *mean;           // queries: sum_j a_ij <q_i, k_j>, sum_j e_ij <q_i, k_j>; mutual: slope

@@ -28,7 +28,7 @@ static void forward_with(const SphereAttendStep<X>& a, const Host& host) {
       owners.begin = first;
       owners.count = count;
       owners.own = own;
-      inputs.loops(p).forward(p, owners, {u, nullptr, true, false, shift, total, nullptr, nullptr, nullptr}, scratch);
+      inputs.loops(p).forward(p, owners, {u, nullptr, true, false, false, shift, total, nullptr, nullptr, nullptr}, scratch);
       for (int64_t lane = 0; lane < count; lane += kLanes) {
         const Vec over = p.softmax ? load(total + lane) : broadcast(float(a.keys) * p.fraction);
         for (int64_t c = 0; c < a.width; ++c) store(u + c * kPanel + lane, load(u + c * kPanel + lane) / over);

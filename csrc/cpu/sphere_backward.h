@@ -9,7 +9,8 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-// A row with a larger weight than this has its d settled.
+// A row with a larger weight than this has its d settled. Where keys are values, with a larger product of a weight and
+// |u|^2: d and so its error grow with u, and the error is multiplied by u.
 constexpr float kPeaked = 0.01f;
 
 static void add_panel(const float* panel, int64_t width, float factor, float* sum) {
@@ -67,6 +68,7 @@ class SphereBackward {
   struct PanelFacts {
     bool finite;     // g and d
     float smallest;  // total
+    float longest;   // square of u
   };
   // -- 1 -------------------------------------------------------------------------------------------------------------
 
@@ -95,22 +97,26 @@ class SphereBackward {
 
   // The rows du to g, in the precision of its products, and d.
   PanelFacts divide_by_total(int64_t b, int64_t first, int64_t count, const float* grad_u) {
-    PanelFacts facts{true, __builtin_inff()};
+    PanelFacts facts{true, __builtin_inff(), 0.f};
     const int64_t width = inputs_.width();
     for (int64_t i = 0; i < count; ++i) {
       const int64_t row = b * a_.rows + first + i;
       const float total = a_.saved_total[row];
       Element* g = grad_u_.rows(b) + (first + i) * width;
       Wide along = broadcast_wide(0.0);
+      Vec square = {};
       for (int64_t c = 0; c < width; c += kLanes) {
         const int64_t there = larger<int64_t>(a_.width - c, 0), padded = width - c;
+        const Vec u = load_part(a_.saved_u + row * a_.width + c, there);
         store_part(g + c, load_part(grad_u + i * a_.width + c, there) / total, padded);
-        along = along + widened(load_part(g + c, padded)) * widened(load_part(a_.saved_u + row * a_.width + c, there));
+        along = along + widened(load_part(g + c, padded)) * widened(u);
+        square += u * u;
       }
       const double offset = sum(along);
       offset_[row] = a_.weighting == Weighting::softmax ? float(offset) : 0.f;
       facts.finite = facts.finite && offset - offset == 0.0;
       facts.smallest = smaller(facts.smallest, total);
+      facts.longest = larger(facts.longest, sum(square));
     }
     return facts;
   }
@@ -138,9 +144,11 @@ class SphereBackward {
     elements_[b] = p;
     mutual_[b] = itself && p.bounded && !p.causal && !any_peaked && !(p.softmax && equal_values);
   }
-  static bool peaked(const Particles<WordT>& p, const PanelFacts& facts) {
-    return p.softmax && !(p.largest < kPeaked * facts.smallest);
+  bool peaked(const Particles<WordT>& p, const PanelFacts& facts) const {
+    const float square = keys_are_values() && a_.grad_beta == nullptr ? facts.longest : 1.f;
+    return p.softmax && !(p.largest * square < kPeaked * facts.smallest);
   }
+  bool keys_are_values() const { return a_.key == nullptr && a_.value == nullptr; }
 
   // -- 2 and 3 -------------------------------------------------------------------------------------------------------
 
@@ -183,13 +191,14 @@ class SphereBackward {
     double queries(int64_t b, int64_t begin) {
       const Particles<WordT>& p = all_.elements_[b];
       const PanelFacts& facts = all_.panels_[b * all_.row_panels_ + begin / kPanel];
-      const bool settle = p.softmax && (a_.grad_beta != nullptr || peaked(p, facts));
+      const bool settle = p.softmax && (a_.grad_beta != nullptr || all_.peaked(p, facts));
       if (all_.mutual_[b] || !(all_.need_q_ || (settle && all_.need_k_))) return 0.0;
       const int64_t row = b * a_.rows + begin, count = smaller<int64_t>(kPanel, a_.rows - begin);
       const X* query = a_.query != nullptr ? a_.query + row * a_.channels : a_.x + row * a_.width;
       owners_panel(query, count, a_.channels, channels_, own());
       const Owners<WordT> owners = owners_with_gradients(begin, row, count);
-      const Sums sums{first(), second(), true, settle, nullptr, nullptr, excess_, slope_, mean_};
+      const bool need_second = settle && !all_.keys_are_values();
+      const Sums sums{first(), second(), true, need_second, settle, nullptr, nullptr, excess_, slope_, mean_};
       all_.loops(p).queries(p, owners, sums, scratch());
       if (settle) take_off_excess(row, count);
       if (a_.query == nullptr) add_to_grad_x(first(), a_.beta, row, count);
@@ -213,7 +222,7 @@ class SphereBackward {
         owners.count = count;
         owners.own = own();
         owners.value = other();
-        const Sums sums{first(), second(), all_.need_k_, all_.need_v_, nullptr, nullptr, nullptr, nullptr, nullptr};
+        const Sums sums{first(), second(), all_.need_k_, all_.need_v_, false, nullptr, nullptr, nullptr, nullptr, nullptr};
         all_.loops(p).keys(p, owners, sums, scratch());
         if (a_.key == nullptr) add_to_grad_x(first(), a_.beta, row, count);
         else write(first(), a_.beta, a_.grad_key, a_.channels, row, count);
@@ -236,7 +245,7 @@ class SphereBackward {
     double mutual(const Particles<WordT>& p, int64_t begin, int64_t row, int64_t count) {
       owners_panel(a_.x + row * a_.width, count, a_.width, width_, own());
       const Owners<WordT> owners = owners_with_gradients(begin, row, count);
-      const Sums sums{first(), second(), true, true, nullptr, nullptr, nullptr, slope_, nullptr};
+      const Sums sums{first(), second(), true, true, false, nullptr, nullptr, nullptr, slope_, nullptr};
       all_.loops(p).mutual(p, owners, sums, scratch());
       add_to_grad_x(first(), a_.beta, row, count);
       add_to_grad_x(second(), 1.f, row, count);
@@ -259,11 +268,13 @@ class SphereBackward {
     }
 
     void take_off_excess(int64_t row, int64_t count) {
+      if (all_.keys_are_values()) rows_to_panel(a_.saved_u + row * a_.width, count, a_.width, a_.width, second());
       for (int64_t i = 0; i < count; ++i) {
         const float error = excess_[i] / a_.saved_total[row + i];
         all_.offset_[row + i] += error;
         slope_[i] -= error * mean_[i];
-        for (int64_t c = 0; c < a_.channels; ++c) first()[c * kPanel + i] -= error * second()[c * kPanel + i];
+        const float times = all_.keys_are_values() ? excess_[i] : error;  // u_i, or the sum over keys
+        for (int64_t c = 0; c < a_.channels; ++c) first()[c * kPanel + i] -= times * second()[c * kPanel + i];
       }
     }
 

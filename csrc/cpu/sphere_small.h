@@ -160,7 +160,7 @@ struct Small {
   }
   template <bool bounded>
   static void queries(const Particles<float>& p, const Owners<float>& own, const Sums& sums, float* scratch) {
-    if (sums.need_second) queries_of<bounded, true>(p, own, sums, scratch);
+    if (sums.settle) queries_of<bounded, true>(p, own, sums, scratch);
     else queries_of<bounded, false>(p, own, sums, scratch);
   }
 

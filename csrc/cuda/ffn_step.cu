@@ -5,20 +5,10 @@
 // product become, activated and rounded, operands of the second in the registers where they are: the hidden
 // activations, 2 M F numbers, never leave the processor. 4 M D F FLOP; x and y move once, the weights once a block, from
 // L2: kRows FLOP a byte of them.
-//
-// Rows of shared memory are 16-byte chunks in an order that depends on the row, so that the eight rows that an
-// instruction reads lie in different banks.
-#include <type_traits>
-
-#include "activation.h"
-#include "matrix.h"
-#include "norm.h"
+#include "ffn.h"
 
 namespace macaron_ops::cuda {
 namespace {
-
-constexpr int kFfnThreads = 128, kFfnWarps = kFfnThreads / kWarp;
-constexpr int kHidden = 32;  // hidden channels at a time
 
 template <int D>
 struct Narrow {
@@ -27,64 +17,6 @@ struct Narrow {
   static constexpr int kRowsOf = kRows * D, kWeight = kHidden * D;  // elements
   static constexpr size_t kShared = size_t(kRowsOf + 4 * kWeight) * 2;
 };
-
-// Where 16-byte chunk c of a row lies. Rows of D channels, or of kHidden, two of which share 128 bytes.
-template <class T, int D>
-MACARON_DEVICE T* wide_chunk(T* rows, int row, int c) {
-  return rows + row * D + (c ^ (row & 7)) * 8;
-}
-template <class T>
-MACARON_DEVICE T* hidden_chunk(T* rows, int row, int c) {
-  return rows + row * kHidden + (c ^ (row >> 1 & 3)) * 8;
-}
-
-// Starts the copies of hidden channels `first` ... `first + kHidden - 1` of both weights; zeros past the edges.
-template <class T, int D>
-MACARON_DEVICE void copy_weights(const FfnStep& a, int first, T* in, T* out) {
-  const T *w_in = static_cast<const T*>(a.w_in), *w_out = static_cast<const T*>(a.w_out);
-  constexpr int kChunks = D / 8;
-  for (int i = int(threadIdx.x); i < kHidden * kChunks; i += kFfnThreads) {
-    const int row = i / kChunks, c = i % kChunks;
-    const bool inside = first + row < a.hidden && c * 8 < a.width;
-    copy_async(wide_chunk<T, D>(in, row, c), inside ? w_in + int64_t(first + row) * a.width + c * 8 : w_in, inside);
-  }
-  for (int i = int(threadIdx.x); i < D * (kHidden / 8); i += kFfnThreads) {
-    const int row = i / (kHidden / 8), c = i % (kHidden / 8);
-    const bool inside = row < a.width && first + c * 8 < a.hidden;
-    copy_async(hidden_chunk(out, row, c), inside ? w_out + int64_t(row) * a.hidden + first + c * 8 : w_out, inside);
-  }
-}
-
-// The warp's rows of N(x), rounded as an operand; zeros past the last row and channel.
-template <class T, int D, class Normalise>
-MACARON_DEVICE void write_rows(const FfnStep& a, int64_t first, T* rows, const Normalise& normalise) {
-  using S = Shape<T, 8, 1, false>;
-  constexpr int kTeam = D / 8, kTogether = kWarp / kTeam, kMine = Narrow<D>::kRows / kFfnWarps;
-  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-  Team<S> team{kTeam, lane % kTeam, nullptr};
-#pragma unroll 1
-  for (int i = 0; i < kMine; i += kTogether) {
-    const int row = warp * kMine + i + lane / kTeam;
-    Elements<S> x;
-    x.load(static_cast<const T*>(a.x) + (first + row) * a.width, a.width, team, first + row < a.rows);
-    normalise(x, team);
-    *reinterpret_cast<Vector<T, 8>*>(wide_chunk<T, D>(rows, row, team.lane)) = x.chunks[0];
-  }
-}
-
-template <Norm N, class S>
-MACARON_DEVICE void normalise_rows(const FfnStep& a, Elements<S>& x, Team<S>& team) {
-  float s[S::kElements];
-#pragma unroll
-  for (int i = 0; i < S::kElements; ++i) s[i] = x[i];
-  const Standard<N> standard(s, a.width, a.eps, team, S{});
-#pragma unroll
-  for (int i = 0; i < S::kElements; ++i) {
-    const int column = team.column(i);
-    const float n = standard(s[i]) * at(a.norm_weight, column, a.width, 1.f) + at(a.norm_bias, column, a.width, 0.f);
-    x.set(i, column < a.width ? n : 0.f);
-  }
-}
 
 template <class T, int D>
 __global__ void __launch_bounds__(kFfnThreads) ffn_forward(FfnStep a) {
@@ -98,12 +30,7 @@ __global__ void __launch_bounds__(kFfnThreads) ffn_forward(FfnStep a) {
 
   copy_weights<T, D>(a, 0, stage(0), stage(0) + K::kWeight);
   copies_commit();
-  write_rows<T, D>(a, first, rows, [&](auto& x, auto& team) {
-    if (!a.normalised) return;
-    if (a.norm == Norm::layer) normalise_rows<Norm::layer>(a, x, team);
-    else if (a.norm == Norm::rms) normalise_rows<Norm::rms>(a, x, team);
-    else normalise_rows<Norm::sphere>(a, x, team);
-  });
+  write_rows<T, D>(a, static_cast<const T*>(a.x), first, rows, K::kRows, true);
 
   float y[K::kTiles][D / 8][4] = {};
   const int my_row = warp * K::kTiles * 16;
@@ -182,13 +109,10 @@ __global__ void __launch_bounds__(kFfnThreads) ffn_forward(FfnStep a) {
 
 template <class T>
 void start(const FfnStep& a, void* stream) {
-  const auto with = [&](auto width) {
+  with_width(a.width, [&](auto width) {
     constexpr int D = decltype(width)::value;
     launch({ceil_div(a.rows, int64_t(Narrow<D>::kRows)), kFfnThreads, Narrow<D>::kShared, stream}, ffn_forward<T, D>, a);
-  };
-  if (a.width <= 64) with(std::integral_constant<int, 64>{});
-  else if (a.width <= 128) with(std::integral_constant<int, 128>{});
-  else with(std::integral_constant<int, 256>{});
+  });
 }
 
 }  // namespace

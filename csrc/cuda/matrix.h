@@ -20,7 +20,8 @@ struct Fragment {
 using cuda_on_host::copy_async;
 using cuda_on_host::copies_commit;
 using cuda_on_host::copies_wait;
-inline void load_matrices(Fragment& f, const void* row) { cuda_on_host::load_matrices(f.at, row); }
+inline void load_matrices(Fragment& f, const void* row) { cuda_on_host::load_matrices(f.at, row, false); }
+inline void load_transposed(Fragment& f, const void* row) { cuda_on_host::load_matrices(f.at, row, true); }
 template <class T>
 void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
@@ -47,6 +48,14 @@ MACARON_DEVICE void copies_wait() {
 // Lane l names row l % 8 of matrix l / 8, 16 bytes; it gets elements 2 (l % 4) and the next one of row l / 4 of each.
 MACARON_DEVICE void load_matrices(Fragment& f, const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// The same of each matrix transposed.
+MACARON_DEVICE void load_transposed(Fragment& f, const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(f.at[0]), "=r"(f.at[1]), "=r"(f.at[2]), "=r"(f.at[3])
                : "r"(shared_address(row))
                : "memory");

@@ -74,9 +74,14 @@ struct FfnStep {
   const void *x, *w_in, *w_out;
   const float *b_in, *b_out, *norm_weight, *norm_bias;
   void* y;
+  // backward, with h = W_in N(x) + b_in
+  const void* grad;
+  void *activated, *grad_hidden;  // (rows, hidden): c act(h), the gradient of h
+  void* grad_n;                   // (rows, width): that of N(x)
 };
 
 void ffn_step_forward(const FfnStep&, void* stream);
+void ffn_step_backward(const FfnStep&, void* stream);
 
 // Particles, all in float32. `query`, `key` and `value` are x where they are not given.
 struct SphereAttendStep {

@@ -3,8 +3,8 @@
 //
 // Reads and writes are linear in the particles, arithmetic is quadratic. A pair of P channels takes 2P + 2 instructions
 // of the multiply-add unit (P for the score, whose sum begins at -m_i; one for the largest score; one for the total; P
-// for u), and one exponential. An H100 does 128 of the former and 16 of the latter a cycle and processor: for P = 3 that
-// is 16 cycles a warp for 256 pairs either way, and to compute some exponentials by polynomials, of about ten
+// for u), and one exponential. An H100 does 128 of the former and 16 of the latter a cycle and processor: for P = 3
+// 256 pairs take 16 cycles either way, and to compute some exponentials by polynomials, of about ten
 // instructions, would gain 1 part in 20 at the most. 2^20 particles are 2^40 pairs: 0.3 s at 132 processors and 1.75 GHz.
 //
 // m_i is the score with the first key, and changes only where a score is more than 2^4 above it, which is rare, exact and

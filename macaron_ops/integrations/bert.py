@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
+from macaron_ops.ops import Substep, attend_step, ffn_step, split_layer, substep
 
 from .family import activation_name
 from .foreign import FusedLayer, Layers, blocked, dropped, refuse, why_not_attention
@@ -26,36 +26,36 @@ class _FusedBert(FusedLayer):
         **kwargs: object,
     ) -> Tensor:
         self.require_unchanged()
-        attention, own = self.attention, self.attention.self
-        asked = {"output_attentions": own.config.output_attentions, **kwargs}
+        asked = {"output_attentions": self.attention.self.config.output_attentions, **kwargs}
         refuse(attention_mask, past_key_values=past_key_values, **asked)
-        return split_layer(
-            hidden_states,
-            [
-                substep(
-                    attend_step,
-                    (own.query.weight, own.key.weight, own.value.weight),
-                    (own.query.bias, own.key.bias, own.value.bias),
-                    attention.output.dense.weight,
-                    attention.output.dense.bias,
-                    own.num_attention_heads,
-                    **_post_norm(attention.output),
-                    attn_mask=blocked(attention_mask),
-                    scale=own.scaling,
-                    attention_dropout=dropped(own.dropout.p, own.training),
-                ),
-                substep(
-                    ffn_step,
-                    self.intermediate.dense.weight,
-                    self.intermediate.dense.bias,
-                    self.output.dense.weight,
-                    self.output.dense.bias,
-                    **_post_norm(self.output),
-                    activation=activation_name(self.intermediate.intermediate_act_fn),
-                ),
-            ],
-            save=self.save,
-        )
+        return split_layer(hidden_states, self.substeps(attention_mask), save=self.save)
+
+    def substeps(self, attention_mask: Tensor | None) -> list[Substep]:
+        """A, B."""
+        attention, own = self.attention, self.attention.self
+        return [
+            substep(
+                attend_step,
+                (own.query.weight, own.key.weight, own.value.weight),
+                (own.query.bias, own.key.bias, own.value.bias),
+                attention.output.dense.weight,
+                attention.output.dense.bias,
+                own.num_attention_heads,
+                **_post_norm(attention.output),
+                attn_mask=blocked(attention_mask),
+                scale=own.scaling,
+                attention_dropout=dropped(own.dropout.p, own.training),
+            ),
+            substep(
+                ffn_step,
+                self.intermediate.dense.weight,
+                self.intermediate.dense.bias,
+                self.output.dense.weight,
+                self.output.dense.bias,
+                **_post_norm(self.output),
+                activation=activation_name(self.intermediate.intermediate_act_fn),
+            ),
+        ]
 
 
 def _post_norm(output: nn.Module) -> dict[str, object]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from macaron_ops.ops.checks import number, positive_int
-from macaron_ops.splitting import AffineSplitting, Splitting
+from macaron_ops.splitting import Scheme
 
 from .activation import Activation
 from .embedding import TokenEmbedding, check_tokens
@@ -50,7 +50,7 @@ class MacaronLM(nn.Module):
         num_layers: int = 6,
         dim_feedforward: int | None = None,
         *,
-        scheme: str | Splitting | AffineSplitting = "strang_BAB",
+        scheme: str | Scheme = "strang_BAB",
         activation: Activation = "gelu",
         norm: str | None = "layer",
         eps: float = 1e-5,

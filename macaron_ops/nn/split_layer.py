@@ -2,30 +2,35 @@
 
 from torch import Tensor, nn
 
-from macaron_ops.ops import parallel
-from macaron_ops.ops import split_layer as operator
-from macaron_ops.ops.checks import choice, positive_int
+from macaron_ops.ops import Substep
+from macaron_ops.ops.checks import choice, number, positive_int
 from macaron_ops.ops.run import SAVE
-from macaron_ops.splitting import AffineSplitting, Splitting, find
+from macaron_ops.splitting import AffineSplitting, Scheme
 
 from .activation import Activation
 from .attend_step import AttendStep
 from .ffn_step import FFNStep
+from .scheme_steps import fused_scheme, of_step, run_scheme
 
 __all__ = ["SplitLayer"]
 
 
 class SplitLayer(nn.Module):
-    """Self-attention A and FFN B in the order and with the step sizes of a splitting scheme, as ONE autograd node.
+    """Self-attention A and FFN B in the order and with the step sizes of a splitting scheme, as ONE autograd node
+    (a sum of compositions: one for each).
 
     Every scheme has the same number of matrix parameters: ``dim_feedforward`` is divided among the stages of B, the
     heads (of width ``d_model / nhead``) among those of A. So ``"strang_BAB"`` is the Macaron layer of Lu et al.
-    2019, arXiv 1906.02762. Each stage has a norm of its own.
+    2019, arXiv 1906.02762. Each stage has a norm of its own. With ``shared`` there is one A and one B, of full width,
+    that every stage uses: a step of the scheme in the sense of numerical analysis.
 
     Args:
         d_model: D. nhead: heads in all. dim_feedforward: hidden width in all.
-        scheme: a name of :data:`macaron_ops.splitting.CATALOGUE`, or a scheme.
-        placement: of the norms, ``"pre"`` or ``"post"``; a parallel scheme has only ``"pre"``.
+        scheme: a name of :data:`macaron_ops.splitting.CATALOGUE`, or a scheme; real ones of A and B alone. Stages that
+            go backwards have a negative step.
+        step: h, which multiplies all coefficients.
+        shared: one set of parameters for all stages.
+        placement: of the norms, ``"pre"`` or ``"post"``; a sum of compositions has only ``"pre"``.
         The others as :class:`FFNStep` and :class:`AttendStep`.
 
     Raises:
@@ -38,7 +43,9 @@ class SplitLayer(nn.Module):
         nhead: int,
         dim_feedforward: int = 2048,
         *,
-        scheme: str | Splitting | AffineSplitting = "strang_BAB",
+        scheme: str | Scheme = "strang_BAB",
+        step: float = 1.0,
+        shared: bool = False,
         activation: Activation = "relu",
         norm: str | None = "layer",
         eps: float = 1e-5,
@@ -57,16 +64,14 @@ class SplitLayer(nn.Module):
         if d_model % nhead:
             raise ValueError(f"nhead: expected a divisor of d_model = {d_model}; got {nhead}")
         choice("save", save, SAVE)
-        self.scheme = scheme if isinstance(scheme, (Splitting, AffineSplitting)) else find(scheme)
+        self.scheme = fused_scheme(scheme)
+        self.step = number("step", step)
+        self.shared = shared
         self.save = save
-        self.joined = isinstance(self.scheme, AffineSplitting)
-        stages = self.scheme.increments if self.joined else self.scheme.stages
-        if stages is None:
-            raise ValueError(f"scheme: expected a composition, or a sum of single stages; got {self.scheme.name!r}")
-        if self.joined and placement != "pre":
+        if isinstance(self.scheme, AffineSplitting) and placement != "pre":
             raise ValueError(f"placement: expected 'pre' for the scheme {self.scheme.name!r}; got {placement!r}")
-        heads = _share("nhead", nhead, self.scheme, "A")
-        hidden = _share("dim_feedforward", dim_feedforward, self.scheme, "B")
+        heads = nhead if shared else _share("nhead", nhead, self.scheme, "A")
+        hidden = dim_feedforward if shared else _share("dim_feedforward", dim_feedforward, self.scheme, "B")
         common = {
             "norm": norm,
             "eps": eps,
@@ -78,8 +83,11 @@ class SplitLayer(nn.Module):
         }
         attend = {"head_dim": d_model // nhead, "attention_dropout": attention_dropout, **common}
         ffn = {"activation": activation, "activation_dropout": activation_dropout, **common}
+        stages = (("A", 1.0), ("B", 1.0)) if shared else (stage for _, term in self.scheme.weighted for stage in term)
         self.stages = nn.ModuleList(
-            AttendStep(d_model, heads, step=c, **attend) if o == "A" else FFNStep(d_model, hidden, step=c, **ffn)
+            AttendStep(d_model, heads, step=c * self.step, **attend)
+            if o == "A"
+            else FFNStep(d_model, hidden, step=c * self.step, **ffn)
             for o, c in stages
         )
 
@@ -109,18 +117,22 @@ class SplitLayer(nn.Module):
         }
         if seed is not None and not isinstance(seed, (int, Tensor)):
             raise TypeError(f"seed: expected an int, an int64 tensor of shape () or None; got {seed!r}")
-        substeps = []
-        for i, stage in enumerate(self.stages):
+
+        def substep(i: int, operator: str, coefficient: float) -> Substep:
+            stage = self.stages["AB".index(operator) if self.shared else i]
             stage_seed = None if seed is None else seed + i
             attends = isinstance(stage, AttendStep)
-            substeps.append(stage.substep(seed=stage_seed, **attention) if attends else stage.substep(stage_seed))
-        return operator(x, [parallel(*substeps)] if self.joined else substeps, save=self.save)
+            found = stage.substep(seed=stage_seed, **attention) if attends else stage.substep(stage_seed)
+            return of_step(found, coefficient * self.step) if self.shared else found
+
+        return run_scheme(x, self.scheme, substep, self.save)
 
     def extra_repr(self) -> str:
-        return f"scheme={self.scheme.name!r}, save={self.save!r}"
+        step = "" if self.step == 1.0 else f"step={self.step}, "
+        return f"scheme={self.scheme.name!r}, {step}{'shared, ' if self.shared else ''}save={self.save!r}"
 
 
-def _share(name: str, total: int, scheme: Splitting | AffineSplitting, operator: str) -> int:
+def _share(name: str, total: int, scheme: Scheme, operator: str) -> int:
     """What each stage of an operator gets of a total."""
     stages = scheme.count(operator)
     if total % stages:

@@ -65,6 +65,8 @@ def tiny(monkeypatch):
     monkeypatch.setattr(Options, "budget", Budget(seconds=0.01, min_rounds=2, max_rounds=3, sample_seconds=1e-5))
     monkeypatch.setattr(suites.layers, "PRESETS", {"tiny": presets.TINY})
     monkeypatch.setattr(suites.ops, "PRESETS", {"tiny": presets.TINY})
+    monkeypatch.setattr(suites.schemes, "PRESETS", {"tiny": presets.TINY})
+    monkeypatch.setattr(suites.schemes, "PRESET", "tiny")
     monkeypatch.setattr(suites.ops, "QUICK_PRESETS", ("tiny",))
     monkeypatch.setattr(suites.ops, "NORMAL_PRESETS", ("tiny",))
     monkeypatch.setattr(suites.ops, "_PARTICLES", {"cpu": {effort: (2, 5, 4) for effort in presets.EFFORTS}})

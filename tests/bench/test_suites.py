@@ -33,8 +33,10 @@ def run(jobs, options, folder, measured):
     return results.load(written.path)["rows"]
 
 
-@pytest.mark.parametrize("suite", ["layers", "ops"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("suite", "dtype"),
+    [("layers", "float32"), ("layers", "bfloat16"), ("ops", "float32"), ("ops", "bfloat16"), ("schemes", "float32")],
+)
 def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured):
     options = dataclasses.replace(NORMAL, dtype_names=(dtype,))
     jobs = runner.select(suites.groups([suite], options), options)

@@ -58,7 +58,7 @@ static void run() {
   a.partial_bias = result(2, size_t(a.blocks) * width);
   norm_rows_backward(a, nullptr);
 }
-#elif defined(FFN_STEP)
+#elif defined(FFN_FORWARD) || defined(FFN_BACKWARD)
 template <class T>
 static std::vector<T> narrow(size_t count) {
   std::vector<T> numbers;
@@ -79,12 +79,24 @@ static void run() {
   a.w_in = w_in.data();
   a.w_out = w_out.data();
   a.y = y.data();
+#if defined(FFN_FORWARD)
   ffn_step_forward(a, nullptr);
   for (bf16 number : y) results[0].push_back(to_float(number));
+#else
+  const auto grad = narrow<bf16>(x.size());
+  std::vector<bf16> activated(size_t(rows) * hidden, rounded<bf16>(NAN)), grad_hidden = activated;
+  a.grad = grad.data();
+  a.activated = activated.data();
+  a.grad_hidden = grad_hidden.data();
+  a.grad_n = y.data();
+  ffn_step_backward(a, nullptr);
+  for (const auto* numbers : {&y, &activated, &grad_hidden})
+    for (bf16 number : *numbers) results[0].push_back(to_float(number));
+#endif
 }
 #else
 static void run() {
-  const int batch = 2, rows = 600, width = 3;
+  const int batch = 2, rows = 300, width = 3;  // four warps have the same owners, four each thread
   const size_t points = size_t(batch) * rows;
   const auto x = drawn(points * width), value = drawn(points * width);
   SphereAttendStep a{};

@@ -1,5 +1,5 @@
 """Claim: the narrow FFN half-step in one kernel keeps the tolerance rule for every width, norm and activation that it
-takes, also past the edges of its tiles, and declines the rest with the reason."""
+takes, in y and every gradient, also past the edges of its tiles, and declines the rest with the reason."""
 
 import pytest
 import torch
@@ -26,19 +26,27 @@ def drawn(rows, d, hidden, norm, biases, seed):
 
 
 def check(shape, norm, activation, dtype, device, biases=True):
+    """y and every gradient."""
     options = {"norm": norm, "activation": activation, "residual_scale": 1.5, "step": 0.5}
+
+    def run(operator, args, affine, grad):
+        leaves = [t.detach().requires_grad_() for t in (*(t for t in args if t is not None), *affine.values())]
+        given = iter(leaves)
+        args = [None if t is None else next(given) for t in args]
+        y = operator(*args, **dict(zip(affine, given, strict=True)), **options)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y))]
 
     def draw(seed):
         args, affine = drawn(*shape, norm, biases, seed)
+        grad = torch.randn(args[0].shape, generator=torch.Generator().manual_seed(seed + 1000)).to(device, dtype)
         narrow = [t if t is None else t.to(device, dtype) for t in args]
         affine = {name: t.to(device, dtype) for name, t in affine.items()}
         wide = [t if t is None else t.double() for t in narrow]
-        with torch.no_grad():
-            with macaron_ops.use_backend("cuda"):
-                y = macaron_ops.ffn_step(*narrow, **affine, **options)
-            eager = twins.ffn_step(*narrow, **affine, **options)
-            exact = twins.ffn_step(*wide, **{name: t.double() for name, t in affine.items()}, **options)
-        return {"y": (y, eager, exact)}
+        with macaron_ops.use_backend("cuda"):
+            ours = run(macaron_ops.ffn_step, narrow, affine, grad)
+        eager = run(twins.ffn_step, narrow, affine, grad)
+        exact = run(twins.ffn_step, wide, {name: t.double() for name, t in affine.items()}, grad)
+        return {f"output {i}": found for i, found in enumerate(zip(ours, eager, exact, strict=True))}
 
     assert_draws_by_rule(draw)
 
@@ -65,11 +73,32 @@ def test_every_order_of_threads(order, device, monkeypatch):
     check((70, 72, 104), "layer", "gelu", torch.bfloat16, device)
 
 
-def test_nothing(device):
-    args, _ = drawn(0, 16, 8, None, False, 0)
-    with torch.no_grad(), macaron_ops.use_backend("cuda"):
-        y = macaron_ops.ffn_step(*(t if t is None else t.to(device, torch.bfloat16) for t in args), norm=None)
+@pytest.mark.parametrize("norm", ["layer", None])
+def test_no_rows(norm, device):
+    args = [
+        t if t is None else t.to(device, torch.bfloat16).requires_grad_() for t in drawn(0, 16, 8, norm, False, 0)[0]
+    ]
+    with macaron_ops.use_backend("cuda"):
+        y = macaron_ops.ffn_step(*args, norm=norm)
     assert y.shape == (0, 16)
+    assert not any(g.any() for g in torch.autograd.grad(y, [t for t in args if t is not None], y))
+
+
+@pytest.mark.parametrize("norm", ["layer", None])
+def test_frozen_subsets(norm, device):
+    """Each gradient alone is what it is among all."""
+    args, affine = drawn(20, 24, 40, norm, True, 0)
+    leaves = [t.to(device, torch.bfloat16).requires_grad_() for t in (*args, *affine.values())]
+
+    def gradients(wanted):
+        for leaf in leaves:
+            leaf.requires_grad_(any(leaf is w for w in wanted))
+        with macaron_ops.use_backend("cuda"):
+            y = macaron_ops.ffn_step(*leaves[:5], norm=norm, **dict(zip(affine, leaves[5:], strict=True)))
+        return torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    for leaf, expected in zip(leaves, gradients(leaves), strict=True):
+        assert torch.equal(*gradients([leaf]), expected)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +117,7 @@ def test_what_it_declines(shape, options, message, device):
     gated = 2 if options.get("activation") == "swiglu" else 1
     x, w_in, w_out = (torch.zeros(s, device=device).bfloat16() for s in ((rows, d), (gated * hidden, d), (d, hidden)))
     with macaron_ops.use_backend("cuda"):
-        with torch.no_grad(), pytest.raises(macaron_ops.BackendError, match=message):
+        with pytest.raises(macaron_ops.BackendError, match=message):
             macaron_ops.ffn_step(x, w_in, None, w_out, None, **options)
-        with pytest.raises(macaron_ops.BackendError, match="no backward pass"):
-            macaron_ops.ffn_step(x, w_in.requires_grad_(), None, w_out, None, **options)
-        with torch.no_grad(), pytest.raises(macaron_ops.BackendError, match="not x in torch.float32"):
+        with pytest.raises(macaron_ops.BackendError, match="not x in torch.float32"):
             macaron_ops.ffn_step(x.float(), w_in.float(), None, w_out.float(), None, **options)

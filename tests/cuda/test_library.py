@@ -123,13 +123,33 @@ def test_it_loads_without_cuda():
     assert re.fullmatch(r"[0-9af ]+", in_another_process(script, CUDA_VISIBLE_DEVICES=""))
 
 
-@needs_library
-def test_no_kernel_spills():
+def cuobjdump(*arguments):
+    """What Triton's copy of the tool says."""
     triton = pytest.importorskip("triton")
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     if not tool.exists():
         pytest.skip("needs cuobjdump")
-    text = subprocess.check_output([tool, "--dump-resource-usage", BUILT], text=True)
+    return subprocess.check_output([tool, *arguments], text=True)
+
+
+@needs_library
+def test_no_kernel_spills():
+    text = cuobjdump("--dump-resource-usage", BUILT)
     kernels = re.findall(r"Function (\S+):\s*\n\s*REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert len(kernels) > 100
     assert not [name for name, stack, local in kernels if stack != "0" or local != "0"]
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("kernels", "instructions"),
+    [
+        ("ffn_step", ["HMMA.16816.F32.BF16", "LDGSTS", "LDSM"]),
+        ("ffn_step_backward", ["HMMA.16816.F32.BF16", "LDGSTS", "LDSM.16.MT88"]),
+        ("sphere_attend_step", ["MUFU.EX2", "LDS.128", "FFMA"]),
+    ],
+)
+def test_instructions(kernels, instructions):
+    """Tensor cores, asynchronous copies, 16 bytes a read of shared memory, the exponential of the hardware."""
+    text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
+    assert not [name for name in instructions if name not in text]

@@ -41,5 +41,17 @@ def test_macaron_lm():
     assert out.count("nats per character after") == 2
 
 
+def test_splitting_schemes():
+    out = run("splitting_schemes.py")
+    assert "condition of the word" in out and "twice: leading error 0.140" in out
+    assert "  euler     1.0" in out and "  exact     2.0" in out
+    assert "layers.1: lie_trotter" in out
+
+
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"conformer.py", "macaron_lm.py", "replace_layers.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "conformer.py",
+        "macaron_lm.py",
+        "replace_layers.py",
+        "splitting_schemes.py",
+    }

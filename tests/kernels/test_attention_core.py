@@ -15,6 +15,7 @@ from macaron_ops.kernels import attend_step as kernels  # noqa: E402
 from macaron_ops.kernels.device import recording  # noqa: E402
 from macaron_ops.kernels.replay import Recorded  # noqa: E402
 from macaron_ops.kernels.side_by_side import side_by_side  # noqa: E402
+from macaron_ops.kernels.sums import Sum  # noqa: E402
 from macaron_ops.ops import run  # noqa: E402
 from macaron_ops.ops.registry import _PYTHON, FORWARD  # noqa: E402
 from tests.kernels.test_numbers import assert_case_by_rule  # noqa: E402
@@ -190,14 +191,10 @@ def backward_of(*needed, **options):
 
 
 def test_one_pass_packs_and_sums():
-    product, pack, weight, norm = (
-        "linear_residual_kernel",
-        "side_by_side_kernel",
-        "product_parts_kernel",
-        "norm_backward",
-    )
-    assert backward_of("x", "w_q", "b_q") == [product, "norm_forward", pack, weight, product, norm]
-    assert backward_of("w_k", packed=False) == [product, "norm_forward", weight]
+    product, pack, norm = "linear_residual_kernel", "side_by_side_kernel", "norm_backward"
+    weight = ["product_parts_kernel", "sums_kernel"]
+    assert backward_of("x", "w_q", "b_q") == [product, "norm_forward", pack, "sums_kernel", *weight, product, norm]
+    assert backward_of("w_k", packed=False) == [product, "norm_forward", *weight]
     turned = ["position_backward_kernel"] * 2
     assert backward_of("x", rotary=True) == [product, "position_forward_kernel", pack, *turned, product, norm]
 
@@ -207,7 +204,7 @@ def test_side_by_side(widths, device):
     """Bit for bit a concatenation, in columns of a wider matrix, and its sums."""
     parts = [torch.randn(75, width, device=device).to(torch.bfloat16) for width in widths]
     wide = torch.full((75, sum(widths) + 3), 7.0, dtype=torch.bfloat16, device=device)
-    sums = side_by_side(parts, wide[:, 3:], True)
+    sums = side_by_side(parts, wide[:, 3:], Sum(torch.float32))
     assert torch.equal(wide[:, 3:], torch.cat(parts, 1)) and (wide[:, :3] == 7.0).all()
     torch.testing.assert_close(sums, torch.cat(parts, 1).float().sum(0))
 

@@ -25,6 +25,7 @@ PRODUCTS = (
     "product_parts_kernel",
     "narrow_ffn_kernel",
     "wide_forward_kernel",
+    "wide_points_kernel",
     "wide_queries_kernel",
     "wide_keys_kernel",
     "attention_forward_kernel",

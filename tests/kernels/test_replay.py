@@ -291,6 +291,32 @@ def test_temporaries_die_within_a_replay():
     assert alive[-1] == inputs + 2  # h and y, while N(x) is gone
 
 
+def test_a_recording_leaves_no_buffer_behind(monkeypatch):
+    """The garbage collector does not know how much memory a GPU has left, so it must have nothing to do."""
+    from macaron_ops.kernels import device, replay
+    from macaron_ops.ops.registry import _PYTHON
+
+    born, made = [], replay._Allocations.__torch_dispatch__
+
+    def noted(*call):
+        try:
+            result = made(*call)
+            if isinstance(result, torch.Tensor) and result.numel():
+                born.append(weakref.ref(result))
+            return result
+        finally:
+            del result, call
+
+    monkeypatch.setattr(replay._Allocations, "__torch_dispatch__", noted)
+    gc.disable()
+    try:
+        with torch.no_grad(), device.recording("sm90", 132):
+            replay._record(_PYTHON["triton", "ffn_step"], *flat(*arguments(), "fast"))
+        assert len(born) > 3 and not any(ref() is not None for ref in born)
+    finally:
+        gc.enable()
+
+
 def test_descriptors_are_made_of_the_call_s_own_tensors():
     """Of an argument, and of a buffer that a launch before has filled."""
     from triton.tools.tensor_descriptor import TensorDescriptor

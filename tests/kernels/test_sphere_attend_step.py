@@ -19,7 +19,7 @@ if not TRITON.usable:
 from macaron_ops.kernels import sphere_attend_step as kernels  # noqa: E402
 from macaron_ops.kernels.device import recording  # noqa: E402
 
-PASSES = ("forward", "rows_backward", "queries", "keys")
+PASSES = ("forward", "rows_backward", "points", "queries", "keys")
 
 
 def particles(n, d, dtype=torch.float32, seed=0):
@@ -52,6 +52,25 @@ def test_concentrated_weights(d, device):
     def draw(seed):
         x = particles(100, d, seed=seed).to(device)
         found = [results(*how, 60.0) for how in (("triton", x), ("eager", x), ("reference", x.double()))]
+        return {name: triple for name, *triple in zip(("y", "gradient of x"), *found, strict=True)}
+
+    assert_draws_by_rule(draw)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "unnormalized"])
+def test_points_at_one_look(weighting, device):
+    """bfloat16 points among themselves, over several blocks, with a learned beta."""
+    tensors = {"x": Drawn((2, 150, 17), "unit", "x"), "beta": Drawn((), "positive", "x", scale=3.0)}
+    check(Call("sphere_attend_step", tensors, {"step": 0.3, "weighting": weighting}, "bfloat16"), "triton", device)
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(3, torch.float32), (17, torch.bfloat16)])
+def test_points_of_other_lengths_than_one(d, dtype, device):
+    """Up to 14: no one shift keeps the weights of all in range, and those of some rows are summed again."""
+
+    def draw(seed):
+        x = (particles(150, d, torch.float64, seed) * torch.linspace(0.1, 14, 150)[:, None]).to(device, dtype)
+        found = [results(*how, 4.0) for how in (("triton", x), ("eager", x), ("reference", x.double()))]
         return {name: triple for name, *triple in zip(("y", "gradient of x"), *found, strict=True)}
 
     assert_draws_by_rule(draw)
@@ -100,13 +119,15 @@ def test_special_values(d, weighting, value, device):
 # -- launches, seen without running one ------------------------------------------------------------------------------
 
 
-def launches_of(needs=(), *, given=(), save="fast", weighting="softmax", width=64, n=65536, dtype=torch.bfloat16):
+def launches_of(
+    needs=(), *, given=(), save="fast", weighting="softmax", width=64, n=65536, dtype=torch.bfloat16, causal=False
+):
     """``(forward's, backward's)`` launches, for the gradients named in ``needs``."""
     x = torch.empty((n, width), dtype=dtype, device="meta")
     tensors = Tensors(*(torch.empty_like(x) if name in given else None for name in Tensors._fields[:3]), None, None)
     if "beta_tensor" in needs:
         tensors = tensors._replace(beta_tensor=torch.empty((), dtype=dtype, device="meta"))
-    options = Options(0.3, 4.0, weighting, "tangent", False, 1e-12)
+    options = Options(0.3, 4.0, weighting, "tangent", causal, 1e-12)
     with recording("sm90", 132) as forward:
         _, saved = kernels.forward(x, tensors, options, save)
     with recording("sm90", 132) as backward:
@@ -121,7 +142,7 @@ def passes(launches):
 
 def test_passes():
     forward, backward, saved = launches_of(("x",))
-    assert passes(forward) == ["forward"] and passes(backward) == ["rows_backward", "queries", "keys"]
+    assert passes(forward) == ["forward"] and passes(backward) == ["rows_backward", "points", "queries", "keys"]
     assert sum(s.numel() for s in saved) == 65536 * (64 + 2)
     assert all(t.numel() <= 65536 * 64 for one in backward for t in one.arguments if isinstance(t, torch.Tensor))
     assert not any(s.numel() for s in launches_of(save="none")[2])
@@ -147,8 +168,28 @@ def test_points_are_loaded_once_and_looked_at_once():
     """Of points among themselves one block is key and value, and nothing is settled in a loop of its own."""
     for given, same, settle in (((), True, "after"), (("query",), True, "before"), (("value",), False, "before")):
         forward, backward, _ = launches_of(("x",), given=given)
+        queries = backward[passes(backward).index("queries")]
         assert forward[0].constants["SAME"] is same
-        assert (backward[1].constants["SAME"], backward[1].constants["SETTLE"]) == (same, settle)
+        assert (queries.constants["SAME"], queries.constants["SETTLE"]) == (same, settle)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "at_one_look", "how"),
+    [
+        (True, True, {}),
+        (True, True, {"weighting": "unnormalized"}),
+        (True, False, {"width": 256}),
+        (True, False, {"given": ("value",)}),
+        (True, False, {"causal": True}),
+        (True, False, {"width": 3, "dtype": torch.float32}),
+        (False, False, {"given": ("query",)}),
+        (False, False, {"dtype": torch.float16}),
+        (False, False, {"dtype": torch.float32}),
+    ],
+)
+def test_what_scores_without_a_maximum_and_one_look_are_for(fixed, at_one_look, how):
+    forward, backward, _ = launches_of(("x",), **how)
+    assert forward[0].constants["FIXED"] is fixed and ("points" in passes(backward)) is at_one_look
 
 
 def test_few_particles_take_smaller_tiles():

@@ -79,6 +79,23 @@ def _sphere(rows: int, width: int, **options) -> Call:
     return Call("sphere_attend_step", {"x": Drawn((rows, width), "unit", "x")}, {"step": 0.3, "beta": 2.0, **options})
 
 
+# Scores so large that the rounding errors of their sums are most of the error of the weights.
+_LARGE_SCORES = Call(
+    "attend_step",
+    {
+        "x": Drawn((3, 16), role="x", trained=False, scale=10.0, shift=3.0),
+        "w_q": Drawn((34, 16), "fan", trained=False),
+        "b_q": Drawn((34,), trained=False),
+        "w_k": Drawn((34, 33), "fan", trained=False),
+        "w_v": Drawn((34, 33), "fan", trained=False),
+        "w_out": Drawn((16, 34), "fan", trained=False),
+        "context": Drawn((11, 33)),
+        "attn_mask": Drawn((2, 3, 11), "blocked", "x", trained=False),
+        "key_padding_mask": Drawn((11,), "bias", "x", trained=False),
+    },
+    {"norm": None, "num_heads": 2, "causal": True, "dropout": 0.9, "seed": -1},
+)
+
 # Past a segment of a sum (240), a group of tokens in the backward pass (512), panels (32, 64), a block of keys (128).
 LARGER = [
     _ffn(526, 65, 250, activation="gelu", norm="rms"),
@@ -87,6 +104,7 @@ LARGER = [
     _attend((), 301, 40, 2, placement="post"),
     _attend((), 300, 48, 4, cu_seqlens=(0, 1, 65, 300, 300), norm=None),
     _attend((2,), 33, 260, 2, keys=129),
+    _LARGE_SCORES,
     _sphere(300, 3, causal=True),
     _sphere(150, 100, weighting="unnormalized"),
 ]

@@ -62,6 +62,34 @@ def test_padding_stays_out_of_real_rows(activation):
         assert torch.equal(ours.isnan(), theirs.isnan()) and torch.equal(ours.isfinite(), theirs.isfinite())
 
 
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("operator", ["ffn_step", "attend_step"])
+def test_gradients_of_bfloat16_weights_over_several_groups_of_tokens(operator, dtype, save):
+    """Between two groups the halves of a sum lie apart. An infinity or a NaN of the first, of a middle or of the last
+    group comes out of it, and infinities of opposite signs from either end are NaN."""
+    x, grad = torch.randn(2, 20, 60, 16)
+    first, middle, last = grad[0, 3], grad[10, 0], grad[19, 59]
+    first[1], middle[2], last[3] = torch.inf, -torch.inf, torch.inf
+    first[5], middle[6], last[7] = torch.nan, torch.nan, torch.nan
+    first[9], last[9] = torch.inf, -torch.inf
+    w_in, w_out = torch.randn(48, 16) / 4, torch.randn(16, 48 if operator == "ffn_step" else 16)
+    heads = () if operator == "ffn_step" else (2,)
+    found = []
+    for backend in ("native", "reference"):
+        leaves = [
+            t.to(kind, copy=True).requires_grad_()
+            for t, kind in ((x, dtype), (w_in, torch.bfloat16), (w_out, torch.bfloat16))
+        ]
+        with macaron_ops.use_backend(backend), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.bfloat16):
+            step = getattr(macaron_ops, operator)
+            y = step(leaves[0], leaves[1], None, leaves[2], None, *heads, norm=None, save=save)
+        found.append(torch.autograd.grad(y, leaves, grad.to(dtype)))
+    for ours, theirs in zip(*found, strict=True):
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(ours), kind(theirs))
+
+
 def attend(tokens, **options):
     """``attend_step`` of two heads with each backend: where its output and gradients are NaN, and where finite.
 

@@ -51,7 +51,7 @@ def test_many_particles(n, d, options):
 
 
 @pytest.mark.parametrize(("n", "beta"), [(200, 12.0), (300, 20.0), (600, 30.0), (1100, 30.0), (1100, 60.0)])
-@pytest.mark.parametrize("d", [3, 9])
+@pytest.mark.parametrize("d", [3, 9, 64])
 def test_concentrated_weights(d, n, beta):
     """A few neighbours of a particle have most of its weight: the gradients of scores cancel."""
 

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from macaron_ops.nn import MacaronLM
 from macaron_ops.nn.positions import rotary_angles
-from macaron_ops.splitting import CATALOGUE
 from tests.nn.tools import output_and_grads, randomize
 
 V = 13
@@ -21,7 +20,7 @@ def build(**options):
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal"])
-@pytest.mark.parametrize("scheme", CATALOGUE)
+@pytest.mark.parametrize("scheme", ["lie_trotter_AB", "lie_trotter_BA", "strang_BAB", "strang_ABA", "parallel", "sws"])
 def test_causal(scheme, positions):
     model = randomize(build(scheme=scheme, positions=positions))
     tokens = torch.randint(V, (2, 9))

@@ -6,12 +6,20 @@ import torch
 
 import macaron_ops
 from macaron_ops.nn import AttendStep, SplitLayer
-from macaron_ops.splitting import CATALOGUE, AffineSplitting, Splitting
+from macaron_ops.splitting import CATALOGUE, Splitting, integrate
 from tests import twins
 from tests.nn.tools import kept_bytes, output_and_grads, randomize, twin
 
 D, H, F = 8, 4, 24
-COMPOSITIONS = {name: scheme for name, scheme in CATALOGUE.items() if isinstance(scheme, Splitting)}
+SCHEMES = {name: scheme for name, scheme in CATALOGUE.items() if scheme.is_real and not scheme.has_commutator}
+COMPOSITIONS = {name: scheme for name, scheme in SCHEMES.items() if isinstance(scheme, Splitting)}
+SUMS = {name: scheme for name, scheme in SCHEMES.items() if name not in COMPOSITIONS}
+
+
+def sizes(name):
+    """(D, H, F) that every scheme can divide among its stages."""
+    a, b = SCHEMES[name].cost()
+    return 4 * a, 2 * a, 6 * b
 
 
 def step(stage, x, c, placement, attn_mask=None):
@@ -27,9 +35,9 @@ def step(stage, x, c, placement, attn_mask=None):
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_compositions(name, placement, device):
-    layer = SplitLayer(D, H, F, scheme=name, activation="gelu", placement=placement, dtype=torch.float64, device=device)
-    randomize(layer)
-    x = torch.randn(2, 5, D, dtype=torch.float64, device=device, requires_grad=True)
+    build = {"activation": "gelu", "placement": placement, "dtype": torch.float64, "device": device}
+    layer = randomize(SplitLayer(*sizes(name), scheme=name, **build))
+    x = torch.randn(2, 5, sizes(name)[0], dtype=torch.float64, device=device, requires_grad=True)
     future = torch.ones(5, 5, dtype=torch.bool, device=device).triu(1)
     y = x
     for stage, (operator, c) in zip(layer.stages, COMPOSITIONS[name].stages, strict=True):
@@ -43,11 +51,20 @@ def test_compositions(name, placement, device):
     )
 
 
-def test_parallel():
-    layer = randomize(SplitLayer(D, H, F, scheme="parallel", activation="gelu", dtype=torch.float64))
-    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
-    attend, ffn = layer.stages
-    y = x + (step(attend, x, 1.0, "pre") - x) + (step(ffn, x, 1.0, "pre") - x)
+@pytest.mark.parametrize("name", SUMS)
+def test_sums(name):
+    layer = randomize(SplitLayer(*sizes(name), scheme=name, activation="gelu", dtype=torch.float64))
+    x = torch.randn(2, 5, sizes(name)[0], dtype=torch.float64, requires_grad=True)
+    stages = iter(layer.stages)
+    y = 0
+    for weight, term in SUMS[name].terms:
+        z = x
+        for operator, c in term:
+            stage = next(stages)
+            assert isinstance(stage, AttendStep) == (operator == "A")
+            z = step(stage, z, c, "pre")
+        y = y + weight * z
+    assert next(stages, None) is None
     z = layer(x)
     torch.testing.assert_close(z, y)
     wanted = [x, *layer.parameters()]
@@ -56,9 +73,24 @@ def test_parallel():
     )
 
 
+@pytest.mark.parametrize("name", SCHEMES)
+def test_shared_parameters_make_a_step_of_the_scheme(name):
+    """Against ``integrate`` with the fields of the two modules, gradients too."""
+    layer = randomize(SplitLayer(D, H, F, scheme=name, shared=True, step=0.3, activation="gelu", dtype=torch.float64))
+    x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
+    attend, ffn = layer.stages
+    fields = {"A": lambda x: step(attend, x, 1.0, "pre") - x, "B": lambda x: step(ffn, x, 1.0, "pre") - x}
+    y, z = integrate(fields, x, 0.0, 0.3, 1, name, substep="euler"), layer(x)
+    torch.testing.assert_close(z, y)
+    wanted = [x, *layer.parameters()]
+    torch.testing.assert_close(
+        torch.autograd.grad(z.square().sum(), wanted), torch.autograd.grad(y.square().sum(), wanted)
+    )
+
+
 def test_a_scheme_of_ones_own():
-    """Any table: three stages of B, one of them backwards."""
-    scheme = Splitting("own", 1, (("B", 0.7), ("A", 1.0), ("B", -0.2), ("B", 0.5)), "this test")
+    """Any table: three stages of B, one of them backwards, and one of A that does nothing."""
+    scheme = Splitting("own", 1, (("B", 0.7), ("A", 1.0), ("B", -0.2), ("A", 0.0), ("B", 0.5)), "this test")
     layer = randomize(SplitLayer(D, H, F, scheme=scheme, activation="gelu", dtype=torch.float64))
     y = x = torch.randn(2, 5, D, dtype=torch.float64)
     for stage, (_, c) in zip(layer.stages, scheme.stages, strict=True):
@@ -66,15 +98,18 @@ def test_a_scheme_of_ones_own():
     torch.testing.assert_close(layer(x), y)
 
 
-def test_parameter_parity():
-    def matrices(name):
-        return sum(p.numel() for p in SplitLayer(D, H, F, scheme=name).parameters() if p.dim() > 1)
-
-    assert {matrices(name) for name in CATALOGUE} == {4 * D * D + 2 * D * F}
+@pytest.mark.parametrize("name", SCHEMES)
+def test_parameter_parity(name):
+    d, h, f = sizes(name)
+    matrices = [
+        sum(p.numel() for p in SplitLayer(d, h, f, scheme=name, shared=shared).parameters() if p.dim() > 1)
+        for shared in (False, True)
+    ]
+    assert matrices == [4 * d * d + 2 * d * f] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", ["lie_trotter_AB", "lie_trotter_BA", "strang_BAB", "strang_ABA", "parallel"])
 def test_lean_equals_fast_and_keeps_less(name, dtype):
     build = {"scheme": name, "activation": "gelu", "dtype": dtype}
     fast = randomize(SplitLayer(32, H, 128, save="fast", **build))
@@ -113,9 +148,9 @@ def test_dropout_seeds():
     assert torch.equal(layer(x, seed=5), layer(x))
 
 
-@pytest.mark.parametrize("name", ["strang_ABA", "parallel"])
-def test_compiles_as_one_graph(name):
-    layer = randomize(SplitLayer(D, H, F, scheme=name, dtype=torch.float64))
+@pytest.mark.parametrize(("name", "shared"), [("strang_ABA", False), ("parallel", False), ("sws", True)])
+def test_compiles_as_one_graph(name, shared):
+    layer = randomize(SplitLayer(D, H, F, scheme=name, shared=shared, dtype=torch.float64))
     x = torch.randn(2, 5, D, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(output_and_grads(compiled, x), output_and_grads(layer, x))
@@ -131,6 +166,10 @@ def test_compiles_as_one_graph(name):
         ({"nhead": 1, "scheme": "strang_ABA"}, "nhead: expected a multiple of 2, .* A stages of 'strang_ABA'; got 1"),
         ({"dim_feedforward": 25}, "dim_feedforward: expected a multiple of 2, .* B stages of 'strang_BAB'; got 25"),
         ({"scheme": "parallel", "placement": "post"}, "placement: expected 'pre' for the scheme 'parallel'"),
+        ({"scheme": "sws", "placement": "post"}, "placement: expected 'pre' for the scheme 'sws'"),
+        ({"scheme": "complex3_strang2"}, "scheme: expected .* got 'complex3_strang2', which has complex coefficients"),
+        ({"scheme": "chin4A"}, "scheme: expected .* got 'chin4A', which has a commutator of the fields"),
+        ({"scheme": "sws", "nhead": 1}, "nhead: expected a multiple of 2, .* A stages of 'sws'; got 1"),
         ({"dropout": 1.2}, "dropout: expected a probability"),
         ({"save": "slow"}, "save: expected one of"),
     ],
@@ -145,11 +184,3 @@ def test_a_seed_is_an_integer():
     assert torch.equal(layer(x, seed=torch.tensor(3)), layer(x, seed=3))
     with pytest.raises(TypeError, match="seed: expected an int, an int64 tensor .*; got 'a'"):
         layer(x, seed="a")
-
-
-def test_a_sum_of_compositions_is_refused():
-    mean = AffineSplitting(
-        "mean", 1, ((0.5, (("A", 1.0), ("B", 1.0))), (0.5, (("B", 1.0), ("A", 1.0)))), "symmetrised Lie-Trotter"
-    )
-    with pytest.raises(ValueError, match="scheme: expected a composition, or a sum of single stages; got 'mean'"):
-        SplitLayer(D, H, F, scheme=mean)

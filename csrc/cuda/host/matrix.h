@@ -23,15 +23,17 @@ void copies_wait() {
   copies.erase(std::remove_if(copies.begin(), copies.end(), [&](const Copy& c) { return !late(c); }), copies.end());
 }
 
-inline void load_matrices(uint32_t (&out)[4], const void* row, const char* file = __builtin_FILE(),
+inline void load_matrices(uint32_t (&out)[4], const void* row, bool transposed, const char* file = __builtin_FILE(),
                           int line = __builtin_LINE()) {
   if (uintptr_t(row) % 16 != 0) fail("ldmatrix of a row that does not begin at a multiple of 16 bytes");
   const auto rows = exchange(~0u, &row, sizeof row, {file, line});
-  for (int m = 0; m < 4; ++m) {
-    const char* from;
-    std::memcpy(&from, rows[m * 8 + lane() / 4], sizeof from);
-    std::memcpy(&out[m], from + lane() % 4 * 4, 4);
-  }
+  for (int m = 0; m < 4; ++m)
+    for (int half = 0; half < 2; ++half) {
+      const int i = lane() / 4, j = lane() % 4 * 2 + half;
+      const char* from;
+      std::memcpy(&from, rows[m * 8 + (transposed ? j : i)], sizeof from);
+      std::memcpy(reinterpret_cast<char*>(&out[m]) + half * 2, from + (transposed ? i : j) * 2, 2);
+    }
 }
 
 // Sums in float32, in the order of k: a GPU's order is not told.

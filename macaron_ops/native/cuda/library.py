@@ -14,7 +14,17 @@ import torch
 
 from macaron_ops import native
 
-__all__ = ["archs", "on_host", "path", "runs_on", "untimed", "why_not_dtype", "why_not_loaded", "why_not_on"]
+__all__ = [
+    "archs",
+    "on_host",
+    "path",
+    "runs_on",
+    "untimed",
+    "why_not_dtype",
+    "why_not_loaded",
+    "why_not_on",
+    "why_not_shared",
+]
 
 _ON_HOST = Path(native.__file__).parents[2] / "build" / "cuda-on-host" / "libmacaron_cuda.so"
 _HOW_TO_BUILD = "python tools/build_native.py --cuda-on-host"
@@ -81,6 +91,15 @@ def why_not_on(device: torch.device) -> str | None:
     return (
         f"{torch.cuda.get_device_name(device)} has compute capability {number}, it was built for {', '.join(archs())}"
     )
+
+
+@functools.cache
+def why_not_shared(device: torch.device, needed: int) -> str | None:
+    """Why a kernel that needs so many bytes of shared memory a block does not start on a device."""
+    if device.type != "cuda":
+        return None
+    there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    return None if needed <= there else f"it needs {needed >> 10} KiB of shared memory a block, there are {there >> 10}"
 
 
 def runs_on(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
