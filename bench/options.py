@@ -29,7 +29,8 @@ _BUDGETS = {
 class Options:
     """`effort` is quick, normal or full; `filters` are substrings or globs of which a measurement must match one;
     `backends` of macaron_ops are measured, by default those that group.backend_names chooses. `seconds` is how long to
-    look at each variant at most, instead of the effort's."""
+    look at each variant at most, instead of the effort's. `models` are the families that the suite `model` measures
+    instead of the trained MiniLM."""
 
     device: torch.device = torch.device("cpu")
     effort: str = "normal"
@@ -38,6 +39,7 @@ class Options:
     seed: int = 0
     compile: bool = True
     backends: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
     seconds: float | None = None
 
     @property
@@ -65,5 +67,6 @@ class Options:
             "seed": self.seed,
             "compile": self.compile,
             "backends": list(self.backends),
+            "models": list(self.models),
             "budget": vars(self.budget),
         }

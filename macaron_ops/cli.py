@@ -25,6 +25,7 @@ _BENCH_EXAMPLES = f"""examples:
   macaron-ops bench ops --quick --backend native --backend reference
   macaron-ops bench ops --device cuda --full --out results/h100
   macaron-ops bench layers --compare results/before       what got slower past the noise of both runs
+  macaron-ops bench model --model parakeet --model llama  families with random weights, before and after replace_layers
   macaron-ops bench schemes --full --filter schemes/orders    the order of every scheme with every kind of substep
   macaron-ops bench report results/before                 draws the report of a finished run again
 
@@ -129,6 +130,14 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
             help="of macaron_ops, by name, or auto; may be given again (default: all that can run; "
             "a quick run leaves the reference out if there is another)",
         )
+        if name == "model":
+            suite.add_argument(
+                "--model",
+                action="append",
+                metavar="NAME",
+                help="a family instead of MiniLM, with random weights, forward and backward: roberta, distilbert, vit, "
+                "gpt2, llama, qwen3, wav2vec2_bert, parakeet, lasr; may be given again",
+            )
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
         suite.add_argument(
@@ -202,7 +211,10 @@ def _seconds(text: str) -> float:
 def _bench(given: argparse.Namespace) -> int:
     """Measure speed, memory and agreement against eager PyTorch, each variant checked before it is timed."""
     names = suites(given)
-    _require(_MODEL_NEEDS if {"model", "schemes"} & set(names) else ())
+    if "schemes" in names:
+        _require(_MODEL_NEEDS)
+    elif "model" in names:
+        _require(_MODEL_NEEDS[: 1 if getattr(given, "model", None) else 2])
     from .bench import compile_ahead, goals, headlines, results, session
 
     old = _ask(results.ResultsError, results.load, given.compare) if given.compare else None
@@ -239,6 +251,7 @@ def bench_options(given: argparse.Namespace):
     from . import backends
     from .bench.group import AUTO
     from .bench.options import DTYPES, Options
+    from .bench.suites.families import SPECS
 
     return Options(
         device=_device(given),
@@ -248,6 +261,7 @@ def bench_options(given: argparse.Namespace):
         seed=given.seed,
         compile=not given.no_compile,
         backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
+        models=tuple(_known("--model", name, SPECS) for name in getattr(given, "model", None) or ()),
         seconds=given.seconds,
     )
 

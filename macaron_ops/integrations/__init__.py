@@ -1,9 +1,11 @@
 """Fused layers put into models that people have: one file per family of models."""
 
 from .family import Family
+from .registered import register_ffn
 from .replace import FAMILIES, replace_layers, restore_layers
 from .report import Left, Replaced, Report
 from .splitting_error import LayerError, splitting_error
+from .strang import to_strang
 
 __all__ = [
     "FAMILIES",
@@ -12,7 +14,9 @@ __all__ = [
     "Left",
     "Replaced",
     "Report",
+    "register_ffn",
     "replace_layers",
     "restore_layers",
     "splitting_error",
+    "to_strang",
 ]

@@ -39,6 +39,7 @@ MEASURES = {
 }
 
 _COARSEST, _FINEST = 4, 256  # steps
+_WHOLE = ("torch", "bert")  # the families whose layers are nothing but their substeps, and say which
 _BUILT_SO = (LieTrotterEncoderLayer, LieTrotterDecoderLayer)
 
 
@@ -74,7 +75,7 @@ def splitting_error(
     tokens: Tensor | None = None,
     tolerance: float = 1e-3,
 ) -> list[LayerError]:
-    """For each layer that :func:`replace_layers` knows, in the order of the calls: its distance from the flow of its
+    """For each layer of torch's and of the BERT family, in the order of the calls: its distance from the flow of its
     own frozen fields, that of a Strang step and of other schemes, and the size of the commutator, per token.
 
     Nothing is said of quality: a trained layer need not approximate any flow. Only how far it is from one.
@@ -104,11 +105,11 @@ def splitting_error(
         mask = kwargs.get("attention_mask")
         tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
     model = copy.deepcopy(model).double().eval()
-    report = replace_layers(model)
+    report = replace_layers(model, families=_WHOLE)
     with torch.no_grad(), use_backend("reference"):
         calls = _record(model, args, kwargs)
         if not calls:
-            raise ValueError(f"model: expected one with layers that replace_layers knows; {report}")
+            raise ValueError(f"model: expected one with layers of torch or of the BERT family; {report}")
         return [_layer_error(name, layer, x, substeps, tokens, tolerance) for name, layer, x, substeps in calls]
 
 

@@ -6,7 +6,9 @@ from .ffn_step import FFNStep
 from .language_model import MacaronLM
 from .lie_trotter import LieTrotterDecoderLayer, LieTrotterEncoderLayer
 from .macaron import MacaronDecoderLayer, MacaronEncoderLayer
+from .macaron_bert import MacaronBert
 from .momentum import MomentumStack
+from .ngpt import NGPT, NGPTLayer, keep_normalized
 from .norm import SphereNorm
 from .split_layer import SplitLayer
 from .split_stack import SplitStack
@@ -14,10 +16,12 @@ from .stacks import MacaronDecoder, MacaronEncoder
 from .transformer import MacaronTransformer
 
 __all__ = [
+    "NGPT",
     "AttendStep",
     "FFNStep",
     "LieTrotterDecoderLayer",
     "LieTrotterEncoderLayer",
+    "MacaronBert",
     "MacaronDecoder",
     "MacaronDecoderLayer",
     "MacaronEncoder",
@@ -25,8 +29,10 @@ __all__ = [
     "MacaronLM",
     "MacaronTransformer",
     "MomentumStack",
+    "NGPTLayer",
     "SphereNorm",
     "SplitLayer",
     "SplitStack",
     "TokenEmbedding",
+    "keep_normalized",
 ]

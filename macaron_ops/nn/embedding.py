@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from macaron_ops.ops.checks import choice, positive_int, probability
 
-from .positions import POSITIONS, sinusoidal
+from .positions import POSITIONS, fairseq_sinusoidal, sinusoidal
 
 __all__ = ["TokenEmbedding", "check_tokens"]
 
@@ -15,7 +15,8 @@ class TokenEmbedding(nn.Module):
 
     Args:
         vocab_size: number of tokens. d_model: D.
-        positions: ``"sinusoidal"``, ``"learned"`` (N(0, 1) at first) or ``"rotary"`` (nothing is added here).
+        positions: ``"sinusoidal"``, ``"learned"`` (N(0, 1) at first), ``"rotary"`` (nothing is added here) or
+            ``"fairseq"`` (sines beside cosines, counted over the tokens that are not padding).
         max_len: longest sequence, of learned positions.
         padding_idx: this token's vector is zero and stays zero.
         dropout: probability, in training.
@@ -44,6 +45,8 @@ class TokenEmbedding(nn.Module):
             raise TypeError(f"padding_idx: expected an integer or None; got {padding_idx!r}")
         if padding_idx is not None and not 0 <= padding_idx < vocab_size:
             raise ValueError(f"padding_idx: expected a token of the vocabulary, below {vocab_size}; got {padding_idx}")
+        if positions == "fairseq" and padding_idx is None:
+            raise ValueError("padding_idx: expected a token where positions are 'fairseq'; got None")
         self.kind = positions
         self.scale = d_model**0.5
         self.tokens = nn.Embedding(vocab_size, d_model, padding_idx=padding_idx, **factory)
@@ -66,6 +69,9 @@ class TokenEmbedding(nn.Module):
             x = x + self.positions.weight[:length]
         elif self.kind == "sinusoidal":
             x = x + sinusoidal(length, x.shape[-1], device=x.device, dtype=x.dtype)
+        elif self.kind == "fairseq":
+            padding_idx = self.tokens.padding_idx
+            x = x + fairseq_sinusoidal(tokens == padding_idx, padding_idx, x.shape[-1], dtype=x.dtype)
         return self.dropout(x)
 
     def extra_repr(self) -> str:

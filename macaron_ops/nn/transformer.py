@@ -27,7 +27,7 @@ class MacaronTransformer(nn.Module):
         d_model, nhead, num_encoder_layers, num_decoder_layers, dim_feedforward, dropout, activation,
         layer_norm_eps, norm_first, bias: as ``nn.Transformer``; ``dim_feedforward`` is the total of both half-FFNs.
         attention_dropout, activation_dropout: None: as ``dropout``.
-        positions: ``"sinusoidal"`` or ``"learned"``. max_len: longest sequence, of learned positions.
+        positions: ``"sinusoidal"``, ``"learned"`` or ``"fairseq"``. max_len: longest sequence, of learned positions.
         padding_idx: this token is padding, in both vocabularies: nothing attends to it.
         share_embeddings: ``"decoder"``: the last linear map is the target embedding; ``"all"``: and the source
             embedding too (one vocabulary); ``"none"``.
@@ -67,7 +67,7 @@ class MacaronTransformer(nn.Module):
         factory = {"device": device, "dtype": dtype}
         src_vocab = positive_int("src_vocab", src_vocab)
         tgt_vocab = src_vocab if tgt_vocab is None else positive_int("tgt_vocab", tgt_vocab)
-        choice("positions", positions, ("sinusoidal", "learned"))
+        choice("positions", positions, ("sinusoidal", "learned", "fairseq"))
         choice("share_embeddings", share_embeddings, SHARING)
         if share_embeddings == "all" and src_vocab != tgt_vocab:
             raise ValueError(f"share_embeddings: 'all' expects one vocabulary; got sizes {src_vocab} and {tgt_vocab}")
@@ -156,6 +156,19 @@ class MacaronTransformer(nn.Module):
             tgt_is_causal=True,
         )
         return self.head(x)
+
+    @classmethod
+    def from_fairseq(cls, checkpoint, arch: str, **options) -> "MacaronTransformer":
+        """The model of a checkpoint of the paper's own code; see :func:`macaron_ops.nn.macaron_net.from_fairseq`."""
+        from .macaron_net import from_fairseq
+
+        return from_fairseq(checkpoint, arch, **options)
+
+    def to_fairseq(self) -> dict[str, Tensor]:
+        """The tensors under the names of that code."""
+        from .macaron_net import to_fairseq
+
+        return to_fairseq(self)
 
     def _padding(self, tokens: Tensor) -> Tensor | None:
         return None if self.padding_idx is None else tokens == self.padding_idx

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from macaron_ops import BackendError
+from macaron_ops import BackendError, replace_layers
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
 from macaron_ops.bench.options import Options
-from macaron_ops.bench.suites import model, ops
+from macaron_ops.bench.suites import families, model, ops
 from macaron_ops.ops import dispatch
 from macaron_ops.ops import run as run_of_ops
 
@@ -277,3 +277,39 @@ def test_the_model_agrees_before_and_after(minilm, tiny, tmp_path, measured, mon
 def test_disagreement_is_one_minus_cosine():
     a, b = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 5.0]])
     assert model.disagreement(a, b) == pytest.approx(1 - 2**-0.5)
+
+
+@pytest.mark.parametrize("name", ["distilbert", "llama", "parakeet"])
+def test_families_are_the_same_before_and_after(name, tmp_path, measured, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    options = dataclasses.replace(QUICK, models=(name,), backends=("auto",))
+    rows = run(runner.select(suites.groups(["model"], options), options), options, tmp_path, measured)
+    assert [(row["variant"], row["pass"], row["status"]) for row in rows] == [
+        (variant, direction, "ok")
+        for direction in ("forward", "forward+backward")
+        for variant in (group.BEFORE, f"{group.AFTER} auto")
+    ]
+    assert all(row["check"]["error"] <= row["check"]["allowed"] for row in rows if row["variant"] != group.BEFORE)
+
+
+@pytest.mark.parametrize("name", families.SPECS)
+def test_every_family_is_built_and_replaced(name, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    model = families.model_of(name, QUICK)
+    inputs = families.SPECS[name].inputs(2, 16)
+    assert families._last(model, inputs).shape[0] == 2
+    assert len(replace_layers(model, strict=True).replaced) == 1
+
+
+def test_a_family_that_is_replaced_wrongly_has_no_speed(tmp_path, measured, monkeypatch):
+    pytest.importorskip("transformers")
+    from macaron_ops.integrations import llama
+
+    monkeypatch.setattr(families, "_layers", lambda options: 1)
+    right = llama.ffn_step
+    monkeypatch.setattr(llama, "ffn_step", lambda *args, step, **kwargs: right(*args, step=0.9, **kwargs))
+    options = dataclasses.replace(QUICK, models=("llama",), backends=("auto",), filters=("llama/float32/forward/*",))
+    rows = run(runner.select(suites.groups(["model"], options), options), options, tmp_path, measured)
+    assert [row["status"] for row in rows] == ["ok", "wrong"]

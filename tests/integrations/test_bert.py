@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import macaron_ops
-from macaron_ops.integrations import bert
+from macaron_ops.integrations import bert, foreign
 from tests.integrations.compare import assert_same_function, loss_and_grads, same_state
 from tests.rule import assert_by_rule
 
@@ -358,7 +358,7 @@ def test_a_layer_that_changes_later_does_not_skip_the_change_in_silence(reason, 
 
 
 def test_layers_of_an_older_transformers_are_left(monkeypatch):
-    monkeypatch.setattr(bert, "_OLDEST", (99, 0))
+    monkeypatch.setattr(foreign, "_OLDEST", (99, 0))
     reasons = {left.reason for left in macaron_ops.replace_layers(tiny()).left}
     assert reasons == {f"transformers {transformers.__version__}: the layers of 99.0 and later are known"}
 

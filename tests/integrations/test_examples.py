@@ -28,6 +28,13 @@ def test_replace_layers():
     assert "restored 6 layers" in out
 
 
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
+def test_conformer():
+    out = run("conformer.py", "--width", "32", "--layers", "2", "--seconds", "0.5", "--repeats", "1")
+    assert "layers.{0..1}  ParakeetEncoderBlock -> FusedParakeetEncoderBlock" in out
+    assert out.count("of the largest number") == 2 and "restored 2 layers" in out
+
+
 def test_macaron_lm():
     sizes = {"--seconds": "0.1", "--d-model": "16", "--layers": "1", "--tokens": "16", "--batch": "2"}
     out = run("macaron_lm.py", *(word for pair in sizes.items() for word in pair))
@@ -43,7 +50,8 @@ def test_splitting_schemes():
 
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "replace_layers.py",
+        "conformer.py",
         "macaron_lm.py",
+        "replace_layers.py",
         "splitting_schemes.py",
     }

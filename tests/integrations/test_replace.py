@@ -209,7 +209,7 @@ def test_families_are_chosen_by_name():
     model = nn.Sequential(_layer())
     assert macaron_ops.replace_layers(model, families=["bert"]).replaced == []
     assert len(macaron_ops.replace_layers(model, families="torch").replaced) == 1
-    with pytest.raises(ValueError, match="families: expected names among 'torch', 'bert'; got 'gpt'"):
+    with pytest.raises(ValueError, match="families: expected names among 'torch', 'bert', .*; got 'gpt'"):
         macaron_ops.replace_layers(model, families=["torch", "gpt"])
     with pytest.raises(TypeError, match="families: expected names, a name or None; got 3"):
         macaron_ops.replace_layers(model, families=3)

@@ -155,7 +155,9 @@ def test_bert_drops_padding():
 
 def test_refusals():
     x = torch.randn(1, 3, D)
-    with pytest.raises(ValueError, match="model: expected one with layers that replace_layers knows; nothing replaced"):
+    with pytest.raises(
+        ValueError, match="model: expected one with layers of torch or of the BERT family; nothing replaced"
+    ):
         macaron_ops.splitting_error(nn.Linear(D, D), x)
     with pytest.raises(TypeError, match="model: expected a torch.nn.Module; got int"):
         macaron_ops.splitting_error(3, x)

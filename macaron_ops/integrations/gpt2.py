@@ -1,0 +1,69 @@
+"""transformers' GPT-2 blocks: their FFN is one fused step; their attention, causal and with a cache, stays theirs.
+
+    y = x + Attention(LN x) [+ cross-attention],    z = y + drop(act(LN y W_1 + b_1) W_2 + b_2)
+
+The matrices lie as ``(in, out)``; the operator reads them transposed, without a copy.
+"""
+
+from torch import Tensor, nn
+
+from macaron_ops.nn.norm import norm_arguments
+from macaron_ops.ops import ffn_step
+
+from .family import activation_name
+from .foreign import FusedLayer, Layers, dropped
+
+__all__ = ["FAMILY"]
+
+
+class _FusedGPT2(FusedLayer):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: object | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = False,
+        **kwargs: object,
+    ) -> Tensor:
+        self.require_unchanged()
+        attend = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        attended, _ = self.attn(self.ln_1(hidden_states), **attend, use_cache=use_cache, **kwargs)
+        hidden_states = attended + hidden_states
+        if encoder_hidden_states is not None:
+            if not hasattr(self, "crossattention"):
+                raise ValueError("encoder_hidden_states: expected None without config.add_cross_attention")
+            attended, _ = self.crossattention(
+                self.ln_cross_attn(hidden_states),
+                **attend,
+                encoder_hidden_states=encoder_hidden_states,
+                encoder_attention_mask=encoder_attention_mask,
+            )
+            hidden_states = hidden_states + attended
+        mlp = self.mlp
+        return ffn_step(
+            hidden_states,
+            mlp.c_fc.weight.T,
+            mlp.c_fc.bias,
+            mlp.c_proj.weight.T,
+            mlp.c_proj.bias,
+            **norm_arguments(self.ln_2),
+            activation=activation_name(mlp.act),
+            step=1.0,
+            dropout=dropped(mlp.dropout, mlp.training),
+            save=self.save,
+        )
+
+
+_LAYERS = Layers(
+    __name__,
+    "Block",
+    {"GPT2Block": "gpt2.modeling_gpt2"},
+    {"446afba98ca1": _FusedGPT2},
+    {"ln_2": nn.LayerNorm, "mlp": "*MLP", "mlp.c_fc": "Conv1D", "mlp.c_proj": "Conv1D", "mlp.dropout": nn.Dropout},
+    {"*MLP": ("cbf2237ad4f1",), "Conv1D": ("e1e1f161d4dd",)},
+    activation="mlp.act",
+)
+__getattr__ = _LAYERS.attribute
+FAMILY = _LAYERS.family("gpt2")

@@ -1,0 +1,205 @@
+"""nGPT, the normalised Transformer: tokens are points on the unit sphere (Loshchilov et al. 2024, arXiv 2410.01131).
+
+    h <- S(h + alpha_A (S(Attention(h)) - h)),    h <- S(h + alpha_M (S(FFN(h)) - h)),    S(z) = z / |z|
+
+Queries and keys are rotated, made unit vectors per head and multiplied by ``s_qk``; scores are scaled by
+sqrt(head_dim). ``FFN(h) = W_2 (silu(s_v v sqrt(D)) * s_u u sqrt(D))`` with ``[v; u] = W_1 h``. Logits are
+``s_z * (W h)``. After each step of the optimiser all matrices are normalised along D: there is no weight decay and no
+norm layer.
+
+The learned scales are stored as ``value / start * base`` with ``base = 1 / sqrt(D)``, so that an optimiser's steps in
+them are as large, relatively, as in the matrices (section 2.5). ``W_1``'s rows are scaled in a copy in each call.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from macaron_ops.ops import attend_step, ffn_step, normalize_step
+from macaron_ops.ops.checks import choice, positive_int
+from macaron_ops.ops.run import SAVE
+
+from .embedding import check_tokens
+from .parts import require_part
+from .positions import rotary_angles
+
+__all__ = ["NGPT", "NGPTLayer", "keep_normalized"]
+
+ALPHA = 0.05  # the first step size of a substep: about 1 / num_layers (section 2.2.2)
+
+
+class NGPTLayer(nn.Module):
+    """One layer of nGPT, causal.
+
+    Args:
+        d_model: D. nhead: heads, divides D.
+        dim_feedforward: F; None: 4 D.
+        save: memory policy, ``"fast"`` or ``"lean"``.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int | None = None,
+        *,
+        save: str = "fast",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        d_model, nhead = positive_int("d_model", d_model), positive_int("nhead", nhead)
+        hidden = 4 * d_model if dim_feedforward is None else positive_int("dim_feedforward", dim_feedforward)
+        if d_model % nhead:
+            raise ValueError(f"nhead: expected a divisor of d_model = {d_model}; got {nhead}")
+        choice("save", save, SAVE)
+        self.num_heads, self.head_dim, self.base, self.save = nhead, d_model // nhead, d_model**-0.5, save
+        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=False, **factory)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False, **factory)
+        self.linear1 = nn.Linear(d_model, 2 * hidden, bias=False, **factory)
+        self.linear2 = nn.Linear(hidden, d_model, bias=False, **factory)
+        self.attention_alpha = nn.Parameter(torch.full((d_model,), self.base, **factory))
+        self.ffn_alpha = nn.Parameter(torch.full((d_model,), self.base, **factory))
+        self.qk_scale = nn.Parameter(torch.full((nhead, self.head_dim), self.base, **factory))
+        self.hidden_scale = nn.Parameter(torch.ones(2 * hidden, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Matrices of random directions."""
+        for linear in (self.in_proj, self.out_proj, self.linear1, self.linear2):
+            nn.init.normal_(linear.weight, std=self.base)
+        normalize_weights(self)
+
+    def forward(self, h: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """``h (B, T, D)``, rows of unit length, to the same. ``rotary``: as :func:`macaron_ops.attend_step`."""
+        for name in ("in_proj", "out_proj", "linear1", "linear2"):
+            require_part(name, getattr(self, name), nn.Linear)
+        update = {"norm": None, "step": 1.0, "residual_scale": 0.0, "save": self.save}
+        attended = attend_step(
+            h,
+            self.in_proj.weight,
+            None,
+            self.out_proj.weight,
+            None,
+            self.num_heads,
+            causal=True,
+            rotary=rotary,
+            qk_scale=self.qk_scale / self.base,
+            scale=self.head_dim**0.5,
+            **update,
+        )
+        h = self._toward(h, attended, self.attention_alpha)
+        scale = self.hidden_scale * h.shape[-1] ** 0.5
+        w_in = scale[:, None] * self.linear1.weight
+        fed = ffn_step(h, w_in, None, self.linear2.weight, None, activation="swiglu", **update)
+        return self._toward(h, fed, self.ffn_alpha)
+
+    def _toward(self, h: Tensor, u: Tensor, alpha: Tensor) -> Tensor:
+        return normalize_step(h, u, alpha.abs() * (ALPHA / self.base), direction="difference")
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, save={self.save!r}"
+
+
+class NGPT(nn.Module):
+    """The language model: unit token vectors, ``num_layers`` :class:`NGPTLayer`, and scaled cosines as logits.
+
+    Its matrices stay normalised when :func:`keep_normalized` knows the optimiser, or :meth:`normalize_weights` is
+    called after each step. Train it without weight decay and warm-up.
+
+    Example::
+
+        model = NGPT(vocab_size=256, d_model=128, nhead=4, num_layers=4)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        keep_normalized(model, optimizer)
+        logits, loss = model(tokens[:, :-1], tokens[:, 1:])
+
+    Args:
+        vocab_size: number of tokens. The others as :class:`NGPTLayer`.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        nhead: int,
+        num_layers: int,
+        dim_feedforward: int | None = None,
+        *,
+        save: str = "fast",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        vocab_size, num_layers = positive_int("vocab_size", vocab_size), positive_int("num_layers", num_layers)
+        self.layers = nn.ModuleList(
+            NGPTLayer(d_model, nhead, dim_feedforward, save=save, **factory) for _ in range(num_layers)
+        )
+        self.base = d_model**-0.5
+        self.tokens = nn.Embedding(vocab_size, d_model, **factory)
+        self.head = nn.Linear(d_model, vocab_size, bias=False, **factory)
+        self.logit_scale = nn.Parameter(torch.full((vocab_size,), self.base, **factory))
+        nn.init.normal_(self.head.weight, std=self.base)
+        normalize_weights(self)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits ``(B, T, vocab_size)``, and with ``targets`` also their mean cross entropy, in float32 at least.
+
+        Args:
+            tokens: ids ``(B, T)``; position t sees the positions up to t.
+            targets: ids ``(B, T)``, the tokens after ``tokens``; -100 is left out of the mean.
+        """
+        check_tokens("tokens", tokens)
+        h = self.tokens(tokens)
+        rotary = rotary_angles(h.shape[1], self.layers[0].head_dim, device=h.device, dtype=h.dtype)
+        for layer in self.layers:
+            h = layer(h, rotary)
+        logits = self.head(h) * (self.logit_scale / self.base)
+        if targets is None:
+            return logits
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return logits, F.cross_entropy(logits.flatten(0, 1).to(wide), targets.flatten().long())
+
+    def normalize_weights(self) -> None:
+        """Makes the rows, or columns, of all matrices unit vectors again."""
+        normalize_weights(self)
+
+
+@torch.no_grad()
+def normalize_weights(module: nn.Module) -> None:
+    """Each matrix of nGPT's layers and embeddings in ``module``, along D, by one multi-tensor call."""
+    weights, lengths = [], []
+    for part in module.modules():
+        if isinstance(part, NGPTLayer):
+            pairs = ((part.in_proj, 1), (part.linear1, 1), (part.out_proj, 0), (part.linear2, 0))
+        elif isinstance(part, NGPT):
+            pairs = ((part.tokens, 1), (part.head, 1))
+        else:
+            continue
+        for owner, dim in pairs:
+            weights.append(owner.weight)
+            lengths.append(torch.linalg.vector_norm(owner.weight, dim=dim, keepdim=True, dtype=_wide(owner.weight)))
+    torch._foreach_div_(weights, [length.to(w.dtype) for length, w in zip(lengths, weights, strict=True)])
+
+
+def _wide(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def keep_normalized(model: nn.Module, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
+    """Has every step of ``optimizer`` followed by :func:`normalize_weights`; the handle's ``remove()`` ends that.
+
+    Raises:
+        ValueError: ``model`` has no layer of nGPT.
+    """
+    if not any(isinstance(part, NGPTLayer) for part in model.modules()):
+        raise ValueError(f"model: expected one with an NGPTLayer; got {type(model).__name__}")
+    return optimizer.register_step_post_hook(lambda *_: normalize_weights(model))
