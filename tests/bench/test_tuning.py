@@ -168,6 +168,7 @@ def kernel_uses(product):
     with tiles.using(product, tile), recording("sm90", 132) as launches:
         for use in work.other_uses(problem):
             use()
+    launches = [x for x in launches if x.kernel.__name__ != "sums_kernel"]  # it ends a sum over rows, by no tile
     assert all(x.constants["BM"] == 128 and x.constants["BN"] == 128 for x in launches)
     return [(x.constants.get("ACTIVATION"), x.constants.get("GATED"), x.constants["DROP"]) for x in launches]
 
@@ -177,7 +178,8 @@ def test_the_uses_that_share_a_tile():
     plain = {(name, False, drop) for name in ("relu", "gelu", "gelu_tanh", "silu") for drop in (True, False)}
     gated = {(name, True, drop) for name in ("silu", "gelu") for drop in (True, False)}
     assert set(kernel_uses("hidden")) == plain and set(kernel_uses("gated")) == gated
-    assert set(kernel_uses("hidden_backward")) == plain | gated
+    dropped = ("relu", False, True)  # its mask shows in h: no dropout is drawn
+    assert set(kernel_uses("hidden_backward")) == (plain | gated) - {dropped}
     assert kernel_uses("linear") == [(None, None, True), (None, None, False)]
     assert set(map(len, (work.other_uses(Problem(p, "bfloat16", 64, 64, 64)) for p in ("weight", "narrow")))) == {0}
 
