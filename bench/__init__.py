@@ -8,6 +8,7 @@
     flops, ceilings       what the number is compared with
     environment, results  what a number needs beside it to be worth anything; the JSON file
     runner                prepare, check, time, write: one group of variants after another
+    activations           what a layer keeps between its passes, by formula
     compile_ahead         what a run compiles, compiled before it in many processes
     gpu_suite/            all that a GPU is wanted for, in steps that a later call goes on with
     compare, goals, headlines, table, plots, report    what people read

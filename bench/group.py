@@ -40,6 +40,7 @@ class Variant:
     prepare: Callable[[], Ready]
     check: Callable[[Sequence[Tensor]], dict[str, object]] | None = None
     measures_memory: bool = True
+    keeps: int | None = None  # bytes between forward and backward, by formula
     capturable: bool = True
 
 

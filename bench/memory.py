@@ -5,6 +5,7 @@
     activation_bytes   the same without what the call returns (its output and gradients): what a training step needs
                        beyond its parameters, gradients and the layer's own output
     kept_bytes         what the forward leaves behind for the backward, its output included; null for a forward alone
+    kept_by_formula    the same by ``activations.kept_bytes``, for the layers that it knows
 
 They come from the allocator's events: on CUDA of its own record, on the CPU of torch.profiler's.
 The native kernels of macaron_ops have scratch memory of their own, outside torch's allocator: its high-water mark,
@@ -41,6 +42,7 @@ class Levels:
 
 def weigh(call: Call, forward: Call | None, device: torch.device) -> dict[str, object]:
     """A row's `memory`. `forward` returns an output whose graph is still alive."""
+    call()  # the second call of its kind may plan those that come, with buffers of its own
     levels = _levels(call, device)
     return {
         "peak_bytes": levels.peak,

@@ -185,6 +185,8 @@ def _prepare(variant: Variant, row: Row, device: torch.device) -> Ready | None:
         row["check"] = variant.check(found) if variant.check else None
         del found
         row["memory"] = memory.weigh(ready.call, ready.forward, device) if variant.measures_memory else None
+        if variant.keeps and ready.forward:
+            row["memory"]["kept_by_formula"] = variant.keeps
     except WrongResult as error:
         row |= {"status": "wrong", "reason": str(error)}
     except BackendError as error:

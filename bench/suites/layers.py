@@ -12,7 +12,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from .. import flops, products
+from .. import activations, flops, products
 from ..correctness import Yardstick
 from ..eager import EAGER_LAYERS, SCHEMES, avoid_kinks_, randomize_
 from ..group import COMPILED, EAGER, OURS, PRODUCTS, Group, Ready, Variant, backend_names, gradients, on_backend
@@ -147,7 +147,18 @@ def _build(
             continue
         implementation, scheme = name.rsplit(" ", 1)
         check = partial(_check, yardstick, scheme, implementation == COMPILED)
-        yield Variant(name, partial(prepare, implementation, scheme), check)
+        keeps = _keeps(preset, size, implementation, scheme, dtype)
+        yield Variant(name, partial(prepare, implementation, scheme), check, keeps=keeps)
+
+
+def _keeps(preset: Preset, size: tuple[int, int], name: str, scheme: str, dtype: torch.dtype) -> int | None:
+    """By formula; the reference keeps other things, and which of PyTorch's cores a GPU takes is not known here."""
+    backend, *policy = name.removeprefix(OURS).split() if name.startswith(OURS) else ("",)
+    if backend not in ("native", "triton"):
+        return None
+    tokens, save = size[0] * size[1], policy[0] if policy else "fast"
+    shape = (preset.width, preset.hidden, preset.heads)
+    return activations.kept_bytes(tokens, *shape, scheme, save, dtype.itemsize, backend)
 
 
 def _check(
