@@ -55,10 +55,13 @@ def _attend(
         s = dot(q, tl.trans(ks), tl.zeros((BM, BN), tl.float32), PRECISION)
         t = s * scale
         if MASKED:
-            t = tl.where(sees(rows[:, None], (start + keys)[None, :], N, M, CAUSAL), t, -float("inf"))
+            seen = sees(rows[:, None], (start + keys)[None, :], N, M, CAUSAL)
+            t = tl.where(seen, t, -float("inf"))
         new = tl.maximum(most, tl.max(t, 1))
         shift = shift_of(new)
-        e = tl.exp2(t - shift[:, None])
+        e = tl.exp2(s * scale - shift[:, None])  # rounded once, as the backward pass does
+        if MASKED:
+            e = tl.where(seen, e, 0.0)
         again = tl.exp2(most - shift)
         total = total * again + tl.sum(e, 1)
         vs = ks if SAME else load_points(v, keys, tl.arange(0, BD), M - start, D, BD, MASKED)

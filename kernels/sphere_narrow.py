@@ -182,20 +182,20 @@ def _attend_fours(
 ):  # fmt: skip
     """The keys in [begin, end) as :func:`_attend` would, by fours: what the known shifts leave, in few registers."""
     for start in range(begin, end, 4):
-        values, t, new = (), (), most
+        values, s, looks, new = (), (), (), most
         for r in tl.static_range(4):
             at, there = tl.cast(start + r, tl.int64), start + r < M
             ks = _points(k, at, there, E)
             values = values + ((ks if SAME else _points(v, at, there, D)),)
             seen = there & (start + r <= rows) if CAUSAL else there
-            t = t + (tl.where(seen, _with_one(q, ks, E) * scale, -float("inf")),)
-            new = tl.maximum(new, t[r])
+            s, looks = s + (_with_one(q, ks, E),), looks + (seen,)
+            new = tl.maximum(new, tl.where(seen, s[r] * scale, -float("inf")))
         shift = shift_of(new)
         again = tl.exp2(most - shift)
         total *= again
         u = _times(u, again, D)
         for r in tl.static_range(4):
-            e = tl.exp2(t[r] - shift)
+            e = tl.where(looks[r], tl.exp2(s[r] * scale - shift), 0.0)  # rounded once, as the backward pass does
             total += e
             u = _plus_row(u, e, values[r], D)
         most = new

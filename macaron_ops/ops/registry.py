@@ -72,11 +72,14 @@ class _Backward:
         self._plans: dict[tuple, Callable] = {}
 
     def __call__(self, grad: Tensor, needs: list[bool], x: Tensor, *arguments) -> list[Tensor | None]:
+        grad = grad.resolve_neg()
         tensors = [t for t in (grad, x, *arguments) if isinstance(t, Tensor)]
-        key = (*needs, grad.dtype, grad.stride(), *[t.data_ptr() % 16 for t in tensors])
+        # Hooks on saved tensors may unpack others than were packed, and the gradient may be any tensor.
+        key = (*needs, *[(t.data_ptr() % 16, t.stride(), t.dtype) for t in tensors])
         key += tuple([t.shape for t in arguments[self._saved]])
-        if any(t is grad for t in tensors[1:]):
-            key = (*key, [t is grad for t in tensors].index(True, 1))
+        identities = list(map(id, tensors))
+        if len(set(identities)) < len(identities):
+            key = (*key, *map(identities.index, identities))
         plan = self._plans.get(key)
         if plan is None:
             plan = self._record(functools.partial(self._needed, needs))
@@ -134,7 +137,7 @@ def _define(backend: str, operator: str, module: ModuleType) -> None:
         return _pack([x.new_empty(x.shape), *(x.new_empty(shape, dtype=dtype) for shape, dtype in kept)])
 
     def gradients(grad: Tensor, needs: list[bool], x: Tensor, *arguments):
-        t, s = tensors._make(arguments[:t_end]), saved._make(arguments[t_end:s_end])
+        t, s = tensors._make(arguments[:t_end]), saved._make([kept.contiguous() for kept in arguments[t_end:s_end]])
         grad_x, grads = module.backward(grad, tuple(needs), x, t, s, options._make(arguments[s_end:]))
         found = zip((grad_x, *grads), (x, *t), strict=True)
         return [None if g is None else g.to(like.dtype).contiguous() for g, like in found]

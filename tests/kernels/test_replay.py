@@ -157,6 +157,26 @@ def test_backward_is_replayed(wanted, device):
                 assert torch.equal(actual, expected)
 
 
+def test_what_hooks_unpack_is_looked_at(device):
+    """The same numbers in other strides, and a gradient whose negation is yet to be made."""
+    x, w = torch.randn(3, 8, 24, device=device, requires_grad=True), torch.randn(40, 24, device=device) / 5
+    back, dy = torch.randn(24, 40, device=device) / 6, torch.randn(3, 8, 24, device=device)
+
+    def turned(t):
+        return t.transpose(0, 1).contiguous().transpose(0, 1) if t.dim() == 3 else t
+
+    def gradient(dy, unpack=lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            y = macaron_ops.ffn_step(x, w, None, back, None)
+        return torch.autograd.grad(y, x, dy)[0]
+
+    run.forget()
+    with macaron_ops.use_backend("triton"):
+        expected = [gradient(dy) for _ in range(3)][-1]
+        torch.testing.assert_close(gradient(dy, turned), expected)
+        torch.testing.assert_close(gradient(torch._neg_view(dy)), -expected)
+
+
 def test_a_gradient_that_is_the_input_itself_is_planned_apart(device):
     """A plan tells tensors apart by what they were in the first call: there dy and x were one."""
     run.forget()
