@@ -240,7 +240,7 @@ def _tiles_of_parts(count: int) -> Tile:
 
 
 def reads_h(activation: str) -> bool:
-    """Whether the backward pass reads h, not z."""
+    """Whether the backward pass reads h, not z. A positive z that rounds to 0 in the dtype of h then has slope 0."""
     return activation == "relu"
 
 

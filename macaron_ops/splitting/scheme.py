@@ -11,6 +11,7 @@ being the other operator, by the time h.
 
 import cmath
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Complex
@@ -34,16 +35,16 @@ class Cost(NamedTuple):
     B: int
 
 
-class _Terms:
+class _Terms(ABC):
     """What both kinds of schemes say of themselves, from the weighted stages that they consist of."""
 
     name: str
     order: int
 
     @property
+    @abstractmethod
     def weighted(self) -> tuple[tuple[float, tuple[Stage, ...]], ...]:
         """The scheme as a sum, whatever its kind."""
-        raise NotImplementedError
 
     def count(self, operator: str) -> int:
         """The number of substeps of an operator, over all terms."""
@@ -106,13 +107,13 @@ class _Terms:
         errors = order_errors(self.weighted, n)
         return math.factorial(n) * math.sqrt(sum(abs(complex(errors[word])) ** 2 for word in self._independent(n)))
 
+    @abstractmethod
     def _runs(self, steps: int) -> list[tuple[Stage, ...]]:
         """The stages of several steps, as far as they follow one another."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _independent(self, length: int) -> list[str]:
         """Words of this length whose errors determine those of all others."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
