@@ -16,20 +16,17 @@ from .foreign import FusedLayer, Layers, dropped
 __all__ = ["FAMILY"]
 
 
-class _FusedGPT2(FusedLayer):
-    def forward(
+class _GPT2(FusedLayer):
+    def _run(
         self,
         hidden_states: Tensor,
-        past_key_values: object | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        use_cache: bool | None = False,
+        attend: dict[str, object],
+        encoder_hidden_states: Tensor | None,
+        encoder_attention_mask: Tensor | None,
         **kwargs: object,
     ) -> Tensor:
         self.require_unchanged()
-        attend = {"past_key_values": past_key_values, "attention_mask": attention_mask}
-        attended, _ = self.attn(self.ln_1(hidden_states), **attend, use_cache=use_cache, **kwargs)
+        attended, _ = self.attn(self.ln_1(hidden_states), **attend, **kwargs)
         hidden_states = attended + hidden_states
         if encoder_hidden_states is not None:
             if not hasattr(self, "crossattention"):
@@ -56,11 +53,46 @@ class _FusedGPT2(FusedLayer):
         )
 
 
+class _FusedGPT2(_GPT2):
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: object | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = False,
+        **kwargs: object,
+    ) -> Tensor:
+        attend = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        encoder = encoder_hidden_states, encoder_attention_mask
+        return self._run(hidden_states, attend, *encoder, use_cache=use_cache, **kwargs)
+
+
+class _FusedGPT2Cache(_GPT2):
+    """Of transformers 5.24, where ``cache`` is the new name of ``past_key_values``."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache: object | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = False,
+        past_key_values: object | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        attend = {"cache": past_key_values if cache is None else cache, "attention_mask": attention_mask}
+        encoder = encoder_hidden_states, encoder_attention_mask
+        return self._run(hidden_states, attend, *encoder, use_cache=use_cache, **kwargs)
+
+
 _LAYERS = Layers(
     __name__,
     "Block",
     {"GPT2Block": "gpt2.modeling_gpt2"},
-    {"446afba98ca1": _FusedGPT2},
+    {"446afba98ca1": _FusedGPT2, "d869899c500d": _FusedGPT2Cache},
     {"ln_2": nn.LayerNorm, "mlp": "*MLP", "mlp.c_fc": "Conv1D", "mlp.c_proj": "Conv1D", "mlp.dropout": nn.Dropout},
     {"*MLP": ("cbf2237ad4f1",), "Conv1D": ("e1e1f161d4dd",)},
     activation="mlp.act",
