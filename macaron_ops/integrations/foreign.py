@@ -88,7 +88,8 @@ class Layers:
         layers: the names of the layers, and the modules (below ``within``) that hold them.
         forwards: the known digests of the layers, and for each the class with the fused ``forward`` that is put before
             a layer with this code.
-        parts: the submodules that the fused layer reads, parents first, and what they have to be.
+        parts: the submodules that the fused layer reads, parents first, and what they have to be: a class, or the name
+            of one in the layer's module or, with dots, in another.
         code: the known digests of each class of ``parts`` that is named.
         activation: path of the activation, or None. gated: it is that of a gate.
         why_not: what else a layer may have that cannot be fused: a function of the layer and its parts by path.
@@ -109,8 +110,8 @@ class Layers:
         within: str = "transformers.models",
     ):
         self.home, self.suffix, self.forwards, self.parts, self.code = home, suffix, forwards, parts, code
-        self.modules = {name: f"{within}.{module}" for name, module in layers.items()}
-        self.package = within.partition(".")[0]
+        self.modules = {name: f"{within}.{module}".lstrip(".") for name, module in layers.items()}
+        self.package = next(iter(self.modules.values())).partition(".")[0]
         self.activation_parent, _, self.activation_name = (activation or "").rpartition(".")
         self.gated, self.why_not = gated, why_not
 
@@ -236,5 +237,9 @@ def _prefix(original: type, suffix: str) -> str:
 
 @functools.cache
 def _named(original: type, suffix: str, name: str) -> type | None:
-    """The class of this name beside ``original``."""
-    return getattr(sys.modules[original.__module__], name.replace("*", _prefix(original, suffix)), None)
+    """The class of this name beside ``original``; with dots, that of this module."""
+    module, _, name = name.replace("*", _prefix(original, suffix)).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or original.__module__), name, None)
+    except ImportError:
+        return None

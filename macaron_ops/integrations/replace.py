@@ -18,11 +18,13 @@ from . import (
     bert,
     conformer,
     distilbert,
+    espnet_conformer,
     fast_conformer,
     gemma3n_audio,
     gpt2,
     llama,
     lucidrains_conformer,
+    nemo_conformer,
     registered,
     speech_conformer,
     speechbrain_conformer,
@@ -30,6 +32,7 @@ from . import (
     torchaudio_conformer,
     vit,
     whisper,
+    x_transformers_ffn,
 )
 from .family import Family, why_not_weights
 from .report import Left, Replaced, Report
@@ -50,7 +53,10 @@ FAMILIES: tuple[Family, ...] = (
     gemma3n_audio.FAMILY,
     torchaudio_conformer.FAMILY,
     speechbrain_conformer.FAMILY,
+    espnet_conformer.FAMILY,
+    nemo_conformer.FAMILY,
     lucidrains_conformer.FAMILY,
+    x_transformers_ffn.FAMILY,
     registered.FAMILY,
 )
 _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
