@@ -20,7 +20,7 @@ from . import (
     distilbert,
     espnet_conformer,
     fast_conformer,
-    gemma3n_audio,
+    gemma_audio,
     gpt2,
     llama,
     lucidrains_conformer,
@@ -30,6 +30,7 @@ from . import (
     speechbrain_conformer,
     torch_transformer,
     torchaudio_conformer,
+    unfused,
     vit,
     whisper,
     x_transformers_ffn,
@@ -50,7 +51,7 @@ FAMILIES: tuple[Family, ...] = (
     conformer.FAMILY,
     fast_conformer.FAMILY,
     *speech_conformer.FAMILIES,
-    gemma3n_audio.FAMILY,
+    *gemma_audio.FAMILIES,
     torchaudio_conformer.FAMILY,
     speechbrain_conformer.FAMILY,
     espnet_conformer.FAMILY,
@@ -58,6 +59,7 @@ FAMILIES: tuple[Family, ...] = (
     lucidrains_conformer.FAMILY,
     x_transformers_ffn.FAMILY,
     registered.FAMILY,
+    unfused.FAMILY,
 )
 _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
 
