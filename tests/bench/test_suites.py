@@ -306,8 +306,8 @@ def test_every_family_is_built_and_replaced(name, monkeypatch):
 
 
 def test_every_family_of_transformers_is_measured():
-    """`all` names them, and each of `replace_layers`' families is one of them, but for Gemma 4's audio: it mixes float32
-    into a float64 model, to which a run compares."""
+    """`all` names them, and each of `replace_layers`' families is one of them, but for Gemma 4's audio: it mixes
+    float32 into a float64 model, to which a run compares."""
     transformers = pytest.importorskip("transformers")
     given = cli.parser().parse_args(["bench", "model", "--model", "all", "--quick"])
     assert cli.bench_options(given).models == tuple(families.SPECS)
