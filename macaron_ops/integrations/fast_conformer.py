@@ -63,23 +63,7 @@ class _FusedParakeet(_FastConformer):
 class _FusedNemotron(_FastConformer):
     """Streams: its attention has a cache, and its convolution another."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        all_masked_rows: Tensor | None = None,
-        position_embeddings: Tensor | None = None,
-        past_key_values: object | None = None,
-        padding_cache: object | None = None,
-        **kwargs: object,
-    ) -> Tensor:
-        attend = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **kwargs}
-        attend["past_key_values"] = past_key_values
-        return self._run(hidden_states, attend, {"all_masked_rows": all_masked_rows, "padding_cache": padding_cache})
-
-
-class _FusedNemotronCache(_FastConformer):
-    """Of transformers 5.24, where ``cache`` is the new name of ``past_key_values``."""
+    cache_name = "past_key_values"  # of the attention's argument
 
     def forward(
         self,
@@ -93,8 +77,14 @@ class _FusedNemotronCache(_FastConformer):
         **kwargs: object,
     ) -> Tensor:
         attend = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **kwargs}
-        attend["cache"] = past_key_values if cache is None else cache
+        attend[self.cache_name] = past_key_values if cache is None else cache
         return self._run(hidden_states, attend, {"all_masked_rows": all_masked_rows, "padding_cache": padding_cache})
+
+
+class _FusedNemotronCache(_FusedNemotron):
+    """Of transformers 5.24."""
+
+    cache_name = "cache"
 
 
 class _FusedLasr(_FastConformer):

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from macaron_ops.nn.norm import norm_arguments
 from macaron_ops.nn.parts import class_name, why_not_part
-from macaron_ops.ops import ffn_step
+from macaron_ops.ops import Substep, attend_step, ffn_step, substep
 
 from .family import Family, why_not_activation
 from .source import digest
 
-__all__ = ["FusedLayer", "Layers", "blocked", "dropped", "refuse", "why_not_attention"]
+__all__ = ["FusedLayer", "Layers", "attend_substep", "dropped", "ffn_substep", "refuse", "why_not_attention"]
 
 # Before, layers returned tuples (4.x), or outputs were recorded by patching their forward (5.0, 5.1).
 _OLDEST = (5, 2)
@@ -219,9 +219,27 @@ def refuse(mask: object, output_attentions: bool | None, **kwargs: object) -> No
         raise TypeError(f"attention_mask: expected a tensor of 4 dimensions or None; got {type(mask).__name__}")
 
 
-def blocked(mask: Tensor | None) -> Tensor | None:
-    """transformers' bool masks say where to attend, the operators' where not to."""
-    return ~mask if mask is not None and mask.dtype == torch.bool else mask
+def attend_substep(
+    q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, num_heads: int, mask: Tensor | None, **options: object
+) -> Substep:
+    """The attention step on these parameters. A bool mask of transformers says where to attend, the operator's where
+    not to."""
+    return substep(
+        attend_step,
+        (q.weight, k.weight, v.weight),
+        (q.bias, k.bias, v.bias),
+        out.weight,
+        out.bias,
+        num_heads,
+        attn_mask=~mask if mask is not None and mask.dtype == torch.bool else mask,
+        **options,
+    )
+
+
+def ffn_substep(linear1: nn.Linear, linear2: nn.Linear, activation: str, **options: object) -> Substep:
+    """The whole FFN step on these parameters."""
+    linears = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
+    return substep(ffn_step, *linears, activation=activation, step=1.0, **options)
 
 
 def dropped(dropout: nn.Dropout | float, training: bool) -> float:

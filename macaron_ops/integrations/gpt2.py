@@ -16,17 +16,23 @@ from .foreign import FusedLayer, Layers, dropped
 __all__ = ["FAMILY"]
 
 
-class _GPT2(FusedLayer):
-    def _run(
+class _FusedGPT2(FusedLayer):
+    cache_name = "past_key_values"  # of the attention's argument
+
+    def forward(
         self,
         hidden_states: Tensor,
-        attend: dict[str, object],
-        encoder_hidden_states: Tensor | None,
-        encoder_attention_mask: Tensor | None,
+        cache: object | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = False,
+        past_key_values: object | None = None,
         **kwargs: object,
     ) -> Tensor:
         self.require_unchanged()
-        attended, _ = self.attn(self.ln_1(hidden_states), **attend, **kwargs)
+        attend = {self.cache_name: past_key_values if cache is None else cache, "attention_mask": attention_mask}
+        attended, _ = self.attn(self.ln_1(hidden_states), **attend, use_cache=use_cache, **kwargs)
         hidden_states = attended + hidden_states
         if encoder_hidden_states is not None:
             if not hasattr(self, "crossattention"):
@@ -53,39 +59,10 @@ class _GPT2(FusedLayer):
         )
 
 
-class _FusedGPT2(_GPT2):
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: object | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        use_cache: bool | None = False,
-        **kwargs: object,
-    ) -> Tensor:
-        attend = {"past_key_values": past_key_values, "attention_mask": attention_mask}
-        encoder = encoder_hidden_states, encoder_attention_mask
-        return self._run(hidden_states, attend, *encoder, use_cache=use_cache, **kwargs)
+class _FusedGPT2Cache(_FusedGPT2):
+    """Of transformers 5.24."""
 
-
-class _FusedGPT2Cache(_GPT2):
-    """Of transformers 5.24, where ``cache`` is the new name of ``past_key_values``."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cache: object | None = None,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        use_cache: bool | None = False,
-        past_key_values: object | None = None,
-        **kwargs: object,
-    ) -> Tensor:
-        attend = {"cache": past_key_values if cache is None else cache, "attention_mask": attention_mask}
-        encoder = encoder_hidden_states, encoder_attention_mask
-        return self._run(hidden_states, attend, *encoder, use_cache=use_cache, **kwargs)
+    cache_name = "cache"
 
 
 _LAYERS = Layers(
