@@ -90,7 +90,12 @@ SPECS = {
         length="max_source_positions",
         model="WhisperEncoder",
     ),
-    "wav2vec2_conformer": Spec("Wav2Vec2ConformerConfig", _WIDTHS, _wave, {**_SPEECH, "apply_spec_augment": False}),
+    "wav2vec2_conformer": Spec(
+        "Wav2Vec2ConformerConfig",
+        _WIDTHS,
+        _wave,
+        {**_SPEECH, "apply_spec_augment": False, "conv_dim": (128,) * 7},
+    ),
     "wav2vec2_bert": Spec(
         "Wav2Vec2BertConfig",
         _WIDTHS,
