@@ -14,6 +14,8 @@ in bfloat16 over 8 ranks twice the error.
 This module imports ``torch.distributed``; ``macaron_ops.nn`` does not import it.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from .ffn_step import FFNStep
 from .split_layer import SplitLayer
 from .split_stack import SplitStack
 
-__all__ = ["ShardedStep", "tensor_parallel_plan"]
+__all__ = ["ShardedStep", "shaped_like", "tensor_parallel_plan"]
 
 
 def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
@@ -41,8 +43,10 @@ def tensor_parallel_plan(module: nn.Module) -> dict[str, ParallelStyle]:
         layer = nn.Sequential(FFNStep(512, 1024), AttendStep(512, 8), FFNStep(512, 1024))  # a Macaron layer
         parallelize_module(layer, mesh, tensor_parallel_plan(layer))
 
-    Names, shapes and values of the parameters stay, as DTensors: what torch.distributed saves of them loads into a
-    model without a plan, and into one on another number of ranks.
+    Parameters keep their names and values, as DTensors, and torch.distributed saves, loads and optimises them. A matrix
+    of several blocks of rows (gate and up; q, k and v), each of which is shared out, becomes ``(blocks, rows, D)``:
+    torch's plain sharding of its second dimension, which FSDP2 (``fully_shard`` after the plan, over another dimension
+    of the mesh) shards once more. :func:`shaped_like` goes between these shapes and those without a plan.
 
     Raises:
         ValueError: ``module`` has no step, or one that runs inside a larger node (``SplitLayer``, ``SplitStack``),
@@ -91,14 +95,30 @@ class ShardedStep(ParallelStyle):
             raise TypeError(f"module: expected an FFNStep or AttendStep; got {type(module).__name__}")
         for name, parameter in list(module.named_parameters()):
             owner, _, leaf = name.rpartition(".")
-            whole, placement = parameter.detach(), Shard(1) if name == columns else Replicate()
-            if owner in blocks:
+            linear, whole, placement = module.get_submodule(owner), parameter.detach(), Replicate()
+            if name == columns:
+                placement = Shard(1)
+            elif blocks.get(owner) == 1:
+                placement = Shard(0)
+            elif owner in blocks:
                 whole, placement = whole.unflatten(0, (blocks[owner], -1)), Shard(1)
             shared = distribute_tensor(whole, device_mesh, [placement], src_data_rank=self.src_data_rank)
-            shared = nn.Parameter(shared.view(parameter.shape), requires_grad=parameter.requires_grad)
-            module.get_submodule(owner).register_parameter(leaf, shared)
+            linear.register_parameter(leaf, nn.Parameter(shared, requires_grad=parameter.requires_grad))
         module.__class__ = sharded
         return module
+
+
+def shaped_like(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` with the shapes that ``module`` has, between models with and without a plan.
+
+    Example::
+
+        options = StateDictOptions(full_state_dict=True)
+        plain.load_state_dict(shaped_like(plain, get_model_state_dict(sharded, options=options)))
+        set_model_state_dict(sharded, shaped_like(sharded, plain.state_dict()), options=options)
+    """
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    return {name: tensor.view(shapes.get(name, tensor.shape)) for name, tensor in state.items()}
 
 
 def _require_multiple(name: str, value: int, ranks: int) -> None:
@@ -123,6 +143,8 @@ class _Sharded:
             options |= {"norm": None, "norm_weight": None, "norm_bias": None, "placement": "pre"}
         residual_scale, options["residual_scale"] = options["residual_scale"], 0.0
         w_in, b_in, w_out, b_out, *heads = (_local(value, mesh) for value in step.args)
+        if not isinstance(w_in, tuple) and w_in.dim() == 3:
+            w_in, b_in = w_in.flatten(0, 1), None if b_in is None else b_in.flatten()
         if mesh.get_local_rank() > 0 and b_out is not None:
             b_out = 0.0 * b_out  # not None: all ranks take part in its gradient's sum
         arguments = self._share((w_in, b_in, w_out, b_out, *heads), options, mesh)

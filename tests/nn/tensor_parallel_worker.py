@@ -1,6 +1,6 @@
-"""One of two processes on the CPU that hold the shares of the same steps; see test_tensor_parallel.py.
+"""One of the processes on the CPU that hold the shares of the same steps; see test_tensor_parallel.py.
 
-usage: tensor_parallel_worker.py RANK FOLDER
+usage: tensor_parallel_worker.py RANK WORLD FOLDER
 """
 
 import copy
@@ -14,11 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import parallelize_module
 
 from macaron_ops.nn import AttendStep, FFNStep
-from macaron_ops.nn.tensor_parallel import ShardedStep, tensor_parallel_plan
+from macaron_ops.nn.tensor_parallel import ShardedStep, shaped_like, tensor_parallel_plan
 from tests import twins
 from tests.nn.tools import randomize
 from tests.rule import assert_draws_by_rule
@@ -103,7 +104,8 @@ def same_function(name: str, mesh: DeviceMesh) -> None:
         expected, found = run(module, x, arguments), run(shares, x, arguments)
         assert found.keys() == expected.keys()
         for key in expected:
-            torch.testing.assert_close(found[key], expected[key], msg=lambda text, k=key, c=call: f"{c} {k}: {text}")
+            actual = found[key].view_as(expected[key])  # blocks of rows are a dimension of their own
+            torch.testing.assert_close(actual, expected[key], msg=lambda text, k=key, c=call: f"{c} {k}: {text}")
 
 
 def by_rule(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
@@ -122,7 +124,7 @@ def by_rule(name: str, dtype: torch.dtype, mesh: DeviceMesh) -> None:
             run(m, x.to(d).requires_grad_(), {}) for m, d in ((shares, dtype), (eager, dtype), (module, torch.float64))
         ]
         found[1] = {key.removeprefix("step."): value for key, value in found[1].items()}
-        return {key: tuple(f[key] for f in found) for key in found[2]}
+        return {key: tuple(f[key].view_as(found[2][key]) for f in found) for key in found[2]}
 
     assert_draws_by_rule(draw)
 
@@ -162,23 +164,46 @@ def whole_layer(mesh: DeviceMesh) -> None:
 
 
 def state(mesh: DeviceMesh) -> None:
-    """Names, shapes and values are the module's own, and go both ways."""
+    """Names and values are the module's own, and go both ways."""
     for name in ("ffn gated", "attend", "attend grouped", "attend to another width"):
         module = build(name)
         shares = shared_out(module, mesh)
-        assert {n: p.shape for n, p in shares.named_parameters()} == {n: p.shape for n, p in module.named_parameters()}
+        assert list(shares.state_dict()) == list(module.state_dict())
         assert shares.linear1.weight.to_local().numel() < module.linear1.weight.numel() if "ffn" in name else True
         same_state(shares, module)
         other = build(name)
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(shares, other.state_dict(), options=options)
+        set_model_state_dict(shares, shaped_like(shares, other.state_dict()), options=options)
         same_state(shares, other)
-        module.load_state_dict(get_model_state_dict(shares, options=options))
+        module.load_state_dict(shaped_like(module, get_model_state_dict(shares, options=options)))
         same_state(shares, module)
+
+
+def sharded_once_more(mesh: DeviceMesh) -> None:
+    """With FSDP2 over another dimension of the mesh: gradients of both batches, and a state that goes both ways."""
+    macaron = nn.Sequential(*(build(name) for name in ("ffn gated", "attend", "attend grouped", "ffn")))
+    shares = copy.deepcopy(macaron)
+    parallelize_module(shares, mesh["tensor"], tensor_parallel_plan(shares))
+    for part in (*shares, shares):
+        fully_shard(part, mesh=mesh["data"])
+    batches = torch.randn(2, B, T, D, dtype=torch.float64)
+    shares(batches[mesh["data"].get_local_rank()]).square().mean().backward()
+    (sum(macaron(batch).square().mean() for batch in batches) / 2).backward()
+    for (name, parameter), other in zip(shares.named_parameters(), macaron.parameters(), strict=True):
+        grad = parameter.grad.full_tensor().view_as(other)
+        torch.testing.assert_close(grad, other.grad, msg=lambda text, n=name: f"{n}: {text}")
+    same_state(shares, macaron)
+    with torch.no_grad():
+        for parameter in macaron.parameters():
+            parameter.add_(1.0)
+    state = shaped_like(shares, macaron.state_dict())
+    set_model_state_dict(shares, state, options=StateDictOptions(full_state_dict=True))
+    same_state(shares, macaron)
 
 
 def same_state(shares: nn.Module, module: nn.Module) -> None:
     found, expected = get_model_state_dict(shares, options=StateDictOptions(full_state_dict=True)), module.state_dict()
+    found = shaped_like(module, found)
     assert list(found) == list(expected)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], msg=lambda text, n=name: f"{n}: {text}")
@@ -242,11 +267,15 @@ def tests(mesh: DeviceMesh) -> dict[str, Callable[[], None]]:
     return found
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    mesh = init_device_mesh("cpu", (WORLD,))
-    for name, test in tests(mesh).items():
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    if world == WORLD:
+        found = tests(init_device_mesh("cpu", (world,)))
+    else:
+        mesh = init_device_mesh("cpu", (world // WORLD, WORLD), mesh_dim_names=("data", "tensor"))
+        found = {"sharded_once_more": lambda: sharded_once_more(mesh)}
+    for name, test in found.items():
         torch.manual_seed(0)
         try:
             test()
@@ -259,4 +288,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,5 +1,6 @@
 """Claim: under a tensor-parallel plan two processes, each with half of the hidden units and heads, compute the step:
-outputs and all gradients of every option, whole, an optimiser's steps, and a ``state_dict`` that goes both ways."""
+outputs and all gradients of every option, whole, an optimiser's steps, and a ``state_dict`` that goes both ways; FSDP2
+over another dimension of the mesh goes with it."""
 
 import os
 import subprocess
@@ -20,25 +21,36 @@ from tests.nn.tensor_parallel_worker import tests as cases_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory) -> dict[str, str]:
-    """What both processes say of each case; they run once."""
-    folder = tmp_path_factory.mktemp("tensor_parallel")
+def run(world: int, folder: Path) -> dict[str, str]:
+    """What the processes say of each case."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests/nn/tensor_parallel_worker.py")]
     processes = [
-        subprocess.Popen([*command, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(world)
     ]
     errors = [process.communicate(timeout=900)[1] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(errors)
     return {path.name: path.read_text() for path in folder.iterdir() if path.name != "rendezvous"}
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[str, str]:
+    """Of two processes, which run once."""
+    return run(2, tmp_path_factory.mktemp("tensor_parallel"))
+
+
 @pytest.mark.parametrize("name", cases_of(None))
 def test_two_processes_compute_the_step(results, name):
     for rank in range(2):
         assert results[f"{name} {rank}"] == "passed", results[f"{name} {rank}"]
+
+
+def test_four_processes_shard_the_shares_once_more(tmp_path):
+    for case, said in run(4, tmp_path).items():
+        assert said == "passed", f"{case}: {said}"
 
 
 def test_models_without_steps_of_their_own_are_refused():
