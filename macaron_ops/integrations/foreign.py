@@ -236,10 +236,12 @@ def attend_substep(
     )
 
 
-def ffn_substep(linear1: nn.Linear, linear2: nn.Linear, activation: str, **options: object) -> Substep:
-    """The whole FFN step on these parameters."""
+def ffn_substep(
+    linear1: nn.Linear, linear2: nn.Linear, activation: str, *, step: float = 1.0, **options: object
+) -> Substep:
+    """The FFN step on these parameters."""
     linears = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
-    return substep(ffn_step, *linears, activation=activation, step=1.0, **options)
+    return substep(ffn_step, *linears, activation=activation, step=step, **options)
 
 
 def dropped(dropout: nn.Dropout | float, training: bool) -> float:

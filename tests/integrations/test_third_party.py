@@ -148,7 +148,9 @@ def test_every_read_dropout_is_where_it_was(name):
     macaron_ops.replace_layers(layer, strict=True)
     fused = [m for m in layer.modules() if hasattr(m, "replaced_class")]
     dropouts = [m.get_submodule(part.path) for m in fused for part in m.parts if part.cls is nn.Dropout]
-    assert len(dropouts) == {"espnet": 3, "nemo": 3, "x-transformers": 2}.get(name.partition(",")[0], 4)
+    assert len(dropouts) == {"torchaudio": 5, "espnet": 3, "nemo": 3, "x-transformers": 2}.get(
+        name.partition(",")[0], 4
+    )
     macaron_ops.restore_layers(layer)
     for dropout in dropouts:
         dropout.p = 1.0
@@ -157,6 +159,15 @@ def test_every_read_dropout_is_where_it_was(name):
         torch.testing.assert_close(call(layer), expected)
         macaron_ops.restore_layers(layer)
         dropout.p = 0.0
+
+
+def test_dropout_of_torchaudios_attention_weights_is_where_it_was():
+    layer, call = made("torchaudio", torch.float64)
+    layer.self_attn.dropout = 1.0  # no token is attended to, and no number is random
+    expected = call(layer.train())
+    macaron_ops.replace_layers(layer, strict=True)
+    torch.testing.assert_close(call(layer), expected)
+    assert not torch.allclose(call(layer.eval()), expected)
 
 
 def test_another_activation_is_left():
