@@ -105,7 +105,7 @@ def from_lucidrains(
         cls, vocabulary, width, heads, layers, hidden, head_dim=head_dim, value_residual=add_value_residual, save=save
     )
     _check_frequencies(source.take("rotary_embed.freqs", head_dim // 2), head_dim)
-    step = (1 / layers if alpha_init is None else alpha_init) / 0.05  # their first step size over ours
+    step = (1 / layers if alpha_init is None else alpha_init) / 0.05  # their first step size over ours, ALPHA
     found = {
         "tokens.weight": tokens,
         "head.weight": source.weight("to_logits", vocabulary, width) if source.has("to_logits") else tokens.clone(),
