@@ -74,8 +74,12 @@ def plots(document: dict[str, object]) -> list[Plot]:
             found += _layer_plots(layers, dtype)
         if ops:
             found.append(_ops_plot(ops, dtype))
-        if model:
-            found.append(_model_plot(model, dtype))
+        sentences = [row for row in model if row["subject"].startswith("MiniLM")]
+        families = [row for row in model if row not in sentences]
+        if sentences:
+            found.append(_model_plot(sentences, dtype))
+        if families:
+            found.append(_families_plot(families, dtype))
         schemes = [row for row in mine if row["suite"] == "schemes"]
         if schemes:
             found.append(_schemes_plot(schemes, dtype))
@@ -160,6 +164,15 @@ def _model_plot(rows: Sequence[Row], dtype: str) -> Plot:
         f"MiniLM-L6 on real sentences, {dtype}: real tokens per second before and after replace_layers. "
         "Whiskers: p20 to p80.",
         lambda theme: _model(rows, theme),
+    )
+
+
+def _families_plot(rows: Sequence[Row], dtype: str) -> Plot:
+    return Plot(
+        f"families-speed-{dtype}",
+        f"Models with random weights, {dtype}: speed after replace_layers over transformers' own layers, above 1 is "
+        "faster. Whiskers: p20 to p80 of the ratio.",
+        lambda theme: _by_pass(rows, theme, _speed, "speed over transformers (its time / this time)", 1.0),
     )
 
 

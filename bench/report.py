@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _SUITES = {
     "model": (
-        "A real model",
-        "The trained MiniLM-L6 before and after <code>macaron_ops.replace_layers</code>, on real English sentences.",
+        "Models",
+        "The trained MiniLM-L6 on real English sentences, or models with random weights, before and after "
+        "<code>macaron_ops.replace_layers</code>.",
     ),
     "layers": (
         "Layers: Lie-Trotter against Strang",

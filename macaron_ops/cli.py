@@ -136,7 +136,8 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
                 action="append",
                 metavar="NAME",
                 help="a family instead of MiniLM, with random weights, forward and backward: roberta, distilbert, vit, "
-                "gpt2, llama, qwen3, wav2vec2_bert, parakeet, lasr; may be given again",
+                "gpt2, llama, qwen3, whisper, wav2vec2_conformer, wav2vec2_bert, seamless_m4t_v2, parakeet, nemotron, "
+                "lasr, granite_speech, phi4_audio, gemma3n_audio, or all of them; may be given again",
             )
         suite.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
         suite.add_argument("--compare", type=Path, metavar="OLD", help="results.json of an older run, or its folder")
@@ -251,7 +252,6 @@ def bench_options(given: argparse.Namespace):
     from . import backends
     from .bench.group import AUTO
     from .bench.options import DTYPES, Options
-    from .bench.suites.families import SPECS
 
     return Options(
         device=_device(given),
@@ -261,9 +261,15 @@ def bench_options(given: argparse.Namespace):
         seed=given.seed,
         compile=not given.no_compile,
         backends=tuple(_known("--backend", name, (AUTO, *backends())) for name in given.backend),
-        models=tuple(_known("--model", name, SPECS) for name in getattr(given, "model", None) or ()),
+        models=_models(getattr(given, "model", None) or ()),
         seconds=given.seconds,
     )
+
+
+def _models(names: Sequence[str]) -> tuple[str, ...]:
+    from .bench.suites.families import SPECS
+
+    return tuple(SPECS) if "all" in names else tuple(_known("--model", name, SPECS) for name in names)
 
 
 def _tell(outcome, lines: Sequence[str], goals: Sequence[str]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.ops import Substep, attend_step, ffn_step, split_layer, substep
+from macaron_ops.ops import Substep, split_layer
 
 from .family import activation_name
-from .foreign import FusedLayer, Layers, blocked, dropped, refuse, why_not_attention
+from .foreign import FusedLayer, Layers, attend_substep, dropped, ffn_substep, refuse, why_not_attention
 
 __all__ = ["FAMILY"]
 
@@ -33,29 +33,19 @@ class _FusedBert(FusedLayer):
     def substeps(self, attention_mask: Tensor | None) -> list[Substep]:
         """A, B."""
         attention, own = self.attention, self.attention.self
-        return [
-            substep(
-                attend_step,
-                (own.query.weight, own.key.weight, own.value.weight),
-                (own.query.bias, own.key.bias, own.value.bias),
-                attention.output.dense.weight,
-                attention.output.dense.bias,
-                own.num_attention_heads,
-                **_post_norm(attention.output),
-                attn_mask=blocked(attention_mask),
-                scale=own.scaling,
-                attention_dropout=dropped(own.dropout.p, own.training),
-            ),
-            substep(
-                ffn_step,
-                self.intermediate.dense.weight,
-                self.intermediate.dense.bias,
-                self.output.dense.weight,
-                self.output.dense.bias,
-                **_post_norm(self.output),
-                activation=activation_name(self.intermediate.intermediate_act_fn),
-            ),
-        ]
+        attend = attend_substep(
+            own.query,
+            own.key,
+            own.value,
+            attention.output.dense,
+            own.num_attention_heads,
+            attention_mask,
+            **_post_norm(attention.output),
+            scale=own.scaling,
+            attention_dropout=dropped(own.dropout.p, own.training),
+        )
+        activation = activation_name(self.intermediate.intermediate_act_fn)
+        return [attend, ffn_substep(self.intermediate.dense, self.output.dense, activation, **_post_norm(self.output))]
 
 
 def _post_norm(output: nn.Module) -> dict[str, object]:
@@ -63,7 +53,6 @@ def _post_norm(output: nn.Module) -> dict[str, object]:
     norm = output.LayerNorm
     return {
         "placement": "post",
-        "step": 1.0,
         "norm_weight": norm.weight,
         "norm_bias": norm.bias,
         "eps": norm.eps,

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
+from macaron_ops.nn.norm import norm_arguments
+from macaron_ops.ops import split_layer
 
 from .family import activation_name
-from .foreign import FusedLayer, Layers, blocked, dropped, refuse, why_not_attention
+from .foreign import FusedLayer, Layers, attend_substep, dropped, ffn_substep, refuse, why_not_attention
 
 __all__ = ["FAMILY"]
 
@@ -20,38 +21,27 @@ class _FusedDistilBert(FusedLayer):
         self.require_unchanged()
         attention, ffn = self.attention, self.ffn
         refuse(attention_mask, **{"output_attentions": attention.config.output_attentions, **kwargs})
-        return split_layer(
-            hidden_states,
-            [
-                substep(
-                    attend_step,
-                    (attention.q_lin.weight, attention.k_lin.weight, attention.v_lin.weight),
-                    (attention.q_lin.bias, attention.k_lin.bias, attention.v_lin.bias),
-                    attention.out_lin.weight,
-                    attention.out_lin.bias,
-                    attention.n_heads,
-                    **_post_norm(self.sa_layer_norm),
-                    attn_mask=blocked(attention_mask),
-                    scale=attention.scaling,
-                    attention_dropout=dropped(attention.dropout.p, attention.training),
-                ),
-                substep(
-                    ffn_step,
-                    ffn.lin1.weight,
-                    ffn.lin1.bias,
-                    ffn.lin2.weight,
-                    ffn.lin2.bias,
-                    **_post_norm(self.output_layer_norm),
-                    activation=activation_name(ffn.activation),
-                    dropout=dropped(ffn.dropout, ffn.training),
-                ),
-            ],
-            save=self.save,
+        attend = attend_substep(
+            attention.q_lin,
+            attention.k_lin,
+            attention.v_lin,
+            attention.out_lin,
+            attention.n_heads,
+            attention_mask,
+            **norm_arguments(self.sa_layer_norm),
+            placement="post",
+            scale=attention.scaling,
+            attention_dropout=dropped(attention.dropout.p, attention.training),
         )
-
-
-def _post_norm(norm: nn.LayerNorm) -> dict[str, object]:
-    return {"placement": "post", "step": 1.0, "norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps}
+        feed = ffn_substep(
+            ffn.lin1,
+            ffn.lin2,
+            activation_name(ffn.activation),
+            **norm_arguments(self.output_layer_norm),
+            placement="post",
+            dropout=dropped(ffn.dropout, ffn.training),
+        )
+        return split_layer(hidden_states, [attend, feed], save=self.save)
 
 
 def _why_not(layer: nn.Module, found: Mapping[str, nn.Module]) -> str | None:

@@ -6,7 +6,7 @@ with ``a = 1``, ``c = 1/2``; LASR has 1.5 and 0.5 as parts of its configuration.
 and convolution stay theirs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -29,6 +29,24 @@ class _FastConformer(FusedLayer):
             activation_dropout=dropped(ffn.activation_dropout, ffn.training),
         )
 
+    def _run(
+        self,
+        x: Tensor,
+        attend: dict[str, object],
+        convolve: dict[str, object],
+        ffn_weights: Sequence[float] = (1.0, 0.5),
+        convolution_weights: Sequence[float] | None = None,
+    ) -> Tensor:
+        self.require_unchanged()
+        x = self._ffn(x, self.norm_feed_forward1, self.feed_forward1, *ffn_weights)
+        x = x + self.self_attn(hidden_states=self.norm_self_att(x), **attend)[0]
+        convolved = self.conv(self.norm_conv(x), **convolve)
+        if convolution_weights is None:
+            x = x + convolved
+        else:
+            x = convolution_weights[0] * x + convolution_weights[1] * convolved
+        return self.norm_out(self._ffn(x, self.norm_feed_forward2, self.feed_forward2, *ffn_weights))
+
 
 class _FusedParakeet(_FastConformer):
     def forward(
@@ -38,16 +56,14 @@ class _FusedParakeet(_FastConformer):
         position_embeddings: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        self.require_unchanged()
         attend = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **kwargs}
-        x = self._ffn(hidden_states, self.norm_feed_forward1, self.feed_forward1)
-        x = x + self.self_attn(hidden_states=self.norm_self_att(x), **attend)[0]
-        x = x + self.conv(self.norm_conv(x), attention_mask=attention_mask)
-        return self.norm_out(self._ffn(x, self.norm_feed_forward2, self.feed_forward2))
+        return self._run(hidden_states, attend, {"attention_mask": attention_mask})
 
 
 class _FusedNemotron(_FastConformer):
     """Streams: its attention has a cache, and its convolution another."""
+
+    cache_name = "past_key_values"  # of the attention's argument
 
     def forward(
         self,
@@ -55,16 +71,20 @@ class _FusedNemotron(_FastConformer):
         attention_mask: Tensor | None = None,
         all_masked_rows: Tensor | None = None,
         position_embeddings: Tensor | None = None,
-        past_key_values: object | None = None,
+        cache: object | None = None,
         padding_cache: object | None = None,
+        past_key_values: object | None = None,
         **kwargs: object,
     ) -> Tensor:
-        self.require_unchanged()
         attend = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **kwargs}
-        x = self._ffn(hidden_states, self.norm_feed_forward1, self.feed_forward1)
-        x = x + self.self_attn(hidden_states=self.norm_self_att(x), past_key_values=past_key_values, **attend)[0]
-        x = x + self.conv(self.norm_conv(x), all_masked_rows=all_masked_rows, padding_cache=padding_cache)
-        return self.norm_out(self._ffn(x, self.norm_feed_forward2, self.feed_forward2))
+        attend[self.cache_name] = past_key_values if cache is None else cache
+        return self._run(hidden_states, attend, {"all_masked_rows": all_masked_rows, "padding_cache": padding_cache})
+
+
+class _FusedNemotronCache(_FusedNemotron):
+    """Of transformers 5.24."""
+
+    cache_name = "cache"
 
 
 class _FusedLasr(_FastConformer):
@@ -75,14 +95,9 @@ class _FusedLasr(_FastConformer):
         position_embeddings: Tensor | None = None,
         **kwargs: object,
     ) -> Tensor:
-        self.require_unchanged()
         attend = {"attention_mask": attention_mask, "position_embeddings": position_embeddings, **kwargs}
-        a, c = self.feed_forward_residual_weights
-        x = self._ffn(hidden_states, self.norm_feed_forward1, self.feed_forward1, a, c)
-        x = x + self.self_attn(hidden_states=self.norm_self_att(x), **attend)[0]
-        convolved = self.conv(self.norm_conv(x), attention_mask=attention_mask)
-        x = self.conv_residual_weights[0] * x + self.conv_residual_weights[1] * convolved
-        return self.norm_out(self._ffn(x, self.norm_feed_forward2, self.feed_forward2, a, c))
+        weights = self.feed_forward_residual_weights, self.conv_residual_weights
+        return self._run(hidden_states, attend, {"attention_mask": attention_mask}, *weights)
 
 
 def _why_not(layer: nn.Module, found: Mapping[str, nn.Module]) -> str | None:
@@ -100,7 +115,12 @@ _LAYERS = Layers(
         "NemotronAsrStreamingEncoderBlock": "nemotron_asr_streaming.modeling_nemotron_asr_streaming",
         "ParakeetEncoderBlock": "parakeet.modeling_parakeet",
     },
-    {"4a8c0cf86997": _FusedParakeet, "ac9adce9130c": _FusedNemotron, "e129c1d02deb": _FusedLasr},
+    {
+        "4a8c0cf86997": _FusedParakeet,
+        "ac9adce9130c": _FusedNemotron,
+        "347f3a64ab50": _FusedNemotronCache,
+        "e129c1d02deb": _FusedLasr,
+    },
     {
         "norm_feed_forward1": nn.LayerNorm,
         "norm_feed_forward2": nn.LayerNorm,

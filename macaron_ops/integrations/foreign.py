@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from macaron_ops.nn.norm import norm_arguments
 from macaron_ops.nn.parts import class_name, why_not_part
-from macaron_ops.ops import ffn_step
+from macaron_ops.ops import Substep, attend_step, ffn_step, substep
 
 from .family import Family, why_not_activation
 from .source import digest
 
-__all__ = ["FusedLayer", "Layers", "blocked", "dropped", "refuse", "why_not_attention"]
+__all__ = ["FusedLayer", "Layers", "attend_substep", "dropped", "ffn_substep", "refuse", "why_not_attention"]
 
 # Before, layers returned tuples (4.x), or outputs were recorded by patching their forward (5.0, 5.1).
 _OLDEST = (5, 2)
@@ -88,7 +88,8 @@ class Layers:
         layers: the names of the layers, and the modules (below ``within``) that hold them.
         forwards: the known digests of the layers, and for each the class with the fused ``forward`` that is put before
             a layer with this code.
-        parts: the submodules that the fused layer reads, parents first, and what they have to be.
+        parts: the submodules that the fused layer reads, parents first, and what they have to be: a class, or the name
+            of one in the layer's module or, with dots, in another.
         code: the known digests of each class of ``parts`` that is named.
         activation: path of the activation, or None. gated: it is that of a gate.
         why_not: what else a layer may have that cannot be fused: a function of the layer and its parts by path.
@@ -109,8 +110,8 @@ class Layers:
         within: str = "transformers.models",
     ):
         self.home, self.suffix, self.forwards, self.parts, self.code = home, suffix, forwards, parts, code
-        self.modules = {name: f"{within}.{module}" for name, module in layers.items()}
-        self.package = within.partition(".")[0]
+        self.modules = {name: f"{within}.{module}".lstrip(".") for name, module in layers.items()}
+        self.package = next(iter(self.modules.values())).partition(".")[0]
         self.activation_parent, _, self.activation_name = (activation or "").rpartition(".")
         self.gated, self.why_not = gated, why_not
 
@@ -218,9 +219,29 @@ def refuse(mask: object, output_attentions: bool | None, **kwargs: object) -> No
         raise TypeError(f"attention_mask: expected a tensor of 4 dimensions or None; got {type(mask).__name__}")
 
 
-def blocked(mask: Tensor | None) -> Tensor | None:
-    """transformers' bool masks say where to attend, the operators' where not to."""
-    return ~mask if mask is not None and mask.dtype == torch.bool else mask
+def attend_substep(
+    q: nn.Linear, k: nn.Linear, v: nn.Linear, out: nn.Linear, num_heads: int, mask: Tensor | None, **options: object
+) -> Substep:
+    """The attention step on these parameters. A bool mask of transformers says where to attend, the operator's where
+    not to."""
+    return substep(
+        attend_step,
+        (q.weight, k.weight, v.weight),
+        (q.bias, k.bias, v.bias),
+        out.weight,
+        out.bias,
+        num_heads,
+        attn_mask=~mask if mask is not None and mask.dtype == torch.bool else mask,
+        **options,
+    )
+
+
+def ffn_substep(
+    linear1: nn.Linear, linear2: nn.Linear, activation: str, *, step: float = 1.0, **options: object
+) -> Substep:
+    """The FFN step on these parameters."""
+    linears = (linear1.weight, linear1.bias, linear2.weight, linear2.bias)
+    return substep(ffn_step, *linears, activation=activation, step=step, **options)
 
 
 def dropped(dropout: nn.Dropout | float, training: bool) -> float:
@@ -236,5 +257,9 @@ def _prefix(original: type, suffix: str) -> str:
 
 @functools.cache
 def _named(original: type, suffix: str, name: str) -> type | None:
-    """The class of this name beside ``original``."""
-    return getattr(sys.modules[original.__module__], name.replace("*", _prefix(original, suffix)), None)
+    """The class of this name beside ``original``; with dots, that of this module."""
+    module, _, name = name.replace("*", _prefix(original, suffix)).rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or original.__module__), name, None)
+    except ImportError:
+        return None

@@ -2,7 +2,8 @@
 
     y = x + Attention(LN x) [+ cross-attention],    z = y + drop(act(LN y W_1 + b_1) W_2 + b_2)
 
-The matrices lie as ``(in, out)``; the operator reads them transposed, without a copy.
+The matrices lie as ``(in, out)`` and are handed over transposed, as views. Kernels copy a matrix whose rows are not
+contiguous in each call; the native backend leaves float32 calls of few tokens to the reference, which does not.
 """
 
 from torch import Tensor, nn
@@ -17,18 +18,21 @@ __all__ = ["FAMILY"]
 
 
 class _FusedGPT2(FusedLayer):
+    cache_name = "past_key_values"  # of the attention's argument
+
     def forward(
         self,
         hidden_states: Tensor,
-        past_key_values: object | None = None,
+        cache: object | None = None,
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
         use_cache: bool | None = False,
+        past_key_values: object | None = None,
         **kwargs: object,
     ) -> Tensor:
         self.require_unchanged()
-        attend = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        attend = {self.cache_name: past_key_values if cache is None else cache, "attention_mask": attention_mask}
         attended, _ = self.attn(self.ln_1(hidden_states), **attend, use_cache=use_cache, **kwargs)
         hidden_states = attended + hidden_states
         if encoder_hidden_states is not None:
@@ -56,11 +60,17 @@ class _FusedGPT2(FusedLayer):
         )
 
 
+class _FusedGPT2Cache(_FusedGPT2):
+    """Of transformers 5.24."""
+
+    cache_name = "cache"
+
+
 _LAYERS = Layers(
     __name__,
     "Block",
     {"GPT2Block": "gpt2.modeling_gpt2"},
-    {"446afba98ca1": _FusedGPT2},
+    {"446afba98ca1": _FusedGPT2, "d869899c500d": _FusedGPT2Cache},
     {"ln_2": nn.LayerNorm, "mlp": "*MLP", "mlp.c_fc": "Conv1D", "mlp.c_proj": "Conv1D", "mlp.dropout": nn.Dropout},
     {"*MLP": ("cbf2237ad4f1",), "Conv1D": ("e1e1f161d4dd",)},
     activation="mlp.act",

@@ -18,18 +18,22 @@ from . import (
     bert,
     conformer,
     distilbert,
+    espnet_conformer,
     fast_conformer,
-    gemma3n_audio,
+    gemma_audio,
     gpt2,
     llama,
     lucidrains_conformer,
+    nemo_conformer,
     registered,
     speech_conformer,
     speechbrain_conformer,
     torch_transformer,
     torchaudio_conformer,
+    unfused,
     vit,
     whisper,
+    x_transformers_ffn,
 )
 from .family import Family, why_not_weights
 from .report import Left, Replaced, Report
@@ -47,11 +51,15 @@ FAMILIES: tuple[Family, ...] = (
     conformer.FAMILY,
     fast_conformer.FAMILY,
     *speech_conformer.FAMILIES,
-    gemma3n_audio.FAMILY,
+    *gemma_audio.FAMILIES,
     torchaudio_conformer.FAMILY,
     speechbrain_conformer.FAMILY,
+    espnet_conformer.FAMILY,
+    nemo_conformer.FAMILY,
     lucidrains_conformer.FAMILY,
+    x_transformers_ffn.FAMILY,
     registered.FAMILY,
+    unfused.FAMILY,
 )
 _FAMILY_OF = {layer: family for family in FAMILIES for layer in family.layers}
 

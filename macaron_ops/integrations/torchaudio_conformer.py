@@ -1,13 +1,21 @@
-"""torchaudio's ``ConformerLayer``: its half-steps are fused, attention and convolution stay its own.
+"""torchaudio's ``ConformerLayer``: its half-steps and its attention are fused, the convolution stays its own.
 
-    x = x + 1/2 FFN'(LN x),   x = x + Attention(LN x),   x = x + Convolution(x),   x = LN(x + 1/2 FFN(LN x))
+    x = x + 1/2 FFN'(LN x),   x = x + MHA(LN x),   x = x + Convolution(x),   x = LN(x + 1/2 FFN(LN x))
 
-With ``convolution_first`` the convolution comes before the attention. Tensors are ``(T, B, D)``.
+With ``convolution_first`` the convolution comes before the attention. What lies on one side of it is one node. Tensors
+are ``(T, B, D)``; the operators read them as ``(B, T, D)``, which is a view.
 """
 
-from torch import Tensor, nn
+from collections.abc import Mapping
 
-from .foreign import FusedLayer, Layers, dropped
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from macaron_ops.nn.norm import norm_arguments
+from macaron_ops.nn.sublayers import attend_substep
+from macaron_ops.ops import Substep, split_layer
+
+from .foreign import FusedLayer, Layers, dropped, ffn_substep
 
 __all__ = ["FAMILY"]
 
@@ -15,23 +23,35 @@ __all__ = ["FAMILY"]
 class _FusedTorchaudio(FusedLayer):
     def forward(self, input: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         self.require_unchanged()
-        x = self._half_step(input, self.ffn1)
-        if self.convolution_first:
-            x = self._apply_convolution(x)
-        n = self.self_attn_layer_norm(x)
-        attended, _ = self.self_attn(n, n, n, key_padding_mask=key_padding_mask, need_weights=False)
-        x = self.self_attn_dropout(attended) + x
-        if not self.convolution_first:
-            x = self._apply_convolution(x)
-        return self.final_layer_norm(self._half_step(x, self.ffn2))
+        attend = attend_substep(
+            self.self_attn,
+            self.self_attn_layer_norm,
+            norm_first=True,
+            dropout=self.self_attn_dropout,
+            key_padding_mask=key_padding_mask,
+        )
+        first, second = self._half_step(self.ffn1), self._half_step(self.ffn2)
+        before, after = ([first], [attend, second]) if self.convolution_first else ([first, attend], [second])
+        x = split_layer(input.transpose(0, 1), before, save=self.save)
+        x = self._apply_convolution(x.transpose(0, 1))
+        x = split_layer(x.transpose(0, 1), after, save=self.save)
+        return self.final_layer_norm(x).transpose(0, 1)
 
-    def _half_step(self, x: Tensor, ffn: nn.Module) -> Tensor:
+    def _half_step(self, ffn: nn.Module) -> Substep:
         norm, linear1, _, activation_dropout, linear2, dropout = ffn.sequential
         options = {
+            "step": 0.5,
             "dropout": dropped(dropout, ffn.training),
             "activation_dropout": dropped(activation_dropout, ffn.training),
         }
-        return self.ffn_step(x, norm, linear1, linear2, "silu", **options)
+        return ffn_substep(linear1, linear2, "silu", **norm_arguments(norm), **options)
+
+
+def _why_not(layer: nn.Module, found: Mapping[str, nn.Module]) -> str | None:
+    attention = found["self_attn"]
+    if attention.bias_k is not None or attention.add_zero_attn:
+        return "self_attn has add_bias_kv or add_zero_attn"
+    return None
 
 
 _FFN = {
@@ -49,8 +69,15 @@ _LAYERS = Layers(
     "ConformerLayer",
     {"ConformerLayer": "conformer"},
     {"1b3a3cb05016": _FusedTorchaudio},
-    {ffn + path: kind for ffn in ("ffn1", "ffn2") for path, kind in _FFN.items()},
+    {
+        "self_attn_layer_norm": nn.LayerNorm,
+        "self_attn": nn.MultiheadAttention,
+        "self_attn.out_proj": NonDynamicallyQuantizableLinear,
+        "self_attn_dropout": nn.Dropout,
+        **{ffn + path: kind for ffn in ("ffn1", "ffn2") for path, kind in _FFN.items()},
+    },
     {"_FeedForwardModule": ("89cd3fb9f8c8",)},
+    why_not=_why_not,
     within="torchaudio.models",
 )
 __getattr__ = _LAYERS.attribute

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
+from macaron_ops.ops import split_layer
 
 from .family import activation_name
-from .foreign import FusedLayer, Layers, blocked, dropped, refuse, why_not_attention
+from .foreign import FusedLayer, Layers, attend_substep, dropped, ffn_substep, refuse, why_not_attention
 
 __all__ = ["FAMILY"]
 
@@ -22,36 +22,21 @@ class _FusedViT(FusedLayer):
         attention, mlp = self.attention, self.mlp
         refuse(attention_mask, **{"output_attentions": attention.config.output_attentions, **kwargs})
         dropout = dropped(self.dropout, self.training)
-        return split_layer(
-            hidden_states,
-            [
-                substep(
-                    attend_step,
-                    (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
-                    (attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias),
-                    attention.o_proj.weight,
-                    attention.o_proj.bias,
-                    attention.num_attention_heads,
-                    **norm_arguments(self.layernorm_before),
-                    attn_mask=blocked(attention_mask),
-                    scale=attention.scaling,
-                    dropout=dropout,
-                    attention_dropout=dropped(attention.attention_dropout, attention.training),
-                ),
-                substep(
-                    ffn_step,
-                    mlp.fc1.weight,
-                    mlp.fc1.bias,
-                    mlp.fc2.weight,
-                    mlp.fc2.bias,
-                    **norm_arguments(self.layernorm_after),
-                    activation=activation_name(mlp.activation_fn),
-                    step=1.0,
-                    dropout=dropout,
-                ),
-            ],
-            save=self.save,
+        attend = attend_substep(
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            attention.o_proj,
+            attention.num_attention_heads,
+            attention_mask,
+            **norm_arguments(self.layernorm_before),
+            scale=attention.scaling,
+            dropout=dropout,
+            attention_dropout=dropped(attention.attention_dropout, attention.training),
         )
+        options = {**norm_arguments(self.layernorm_after), "dropout": dropout}
+        feed = ffn_substep(mlp.fc1, mlp.fc2, activation_name(mlp.activation_fn), **options)
+        return split_layer(hidden_states, [attend, feed], save=self.save)
 
 
 def _why_not(layer: nn.Module, found: Mapping[str, nn.Module]) -> str | None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from macaron_ops.nn.norm import norm_arguments
-from macaron_ops.ops import attend_step, ffn_step, split_layer, substep
+from macaron_ops.ops import split_layer
 
 from .family import activation_name
-from .foreign import FusedLayer, Layers, blocked, dropped, refuse, why_not_attention
+from .foreign import FusedLayer, Layers, attend_substep, dropped, ffn_substep, refuse, why_not_attention
 
 __all__ = ["FAMILY"]
 
@@ -25,37 +25,27 @@ class _FusedWhisper(FusedLayer):
         attention = self.self_attn
         refuse(attention_mask, **{"output_attentions": attention.config.output_attentions, **kwargs})
         dropout = dropped(self.dropout, self.training)
-        hidden_states = split_layer(
-            hidden_states,
-            [
-                substep(
-                    attend_step,
-                    (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight),
-                    (attention.q_proj.bias, attention.k_proj.bias, attention.v_proj.bias),
-                    attention.out_proj.weight,
-                    attention.out_proj.bias,
-                    attention.num_heads,
-                    **norm_arguments(self.self_attn_layer_norm),
-                    attn_mask=blocked(attention_mask),
-                    scale=attention.scaling,
-                    dropout=dropout,
-                    attention_dropout=dropped(attention.dropout, attention.training),
-                ),
-                substep(
-                    ffn_step,
-                    self.fc1.weight,
-                    self.fc1.bias,
-                    self.fc2.weight,
-                    self.fc2.bias,
-                    **norm_arguments(self.final_layer_norm),
-                    activation=activation_name(self.activation_fn),
-                    step=1.0,
-                    dropout=dropout,
-                    activation_dropout=dropped(self.activation_dropout, self.training),
-                ),
-            ],
-            save=self.save,
+        attend = attend_substep(
+            attention.q_proj,
+            attention.k_proj,
+            attention.v_proj,
+            attention.out_proj,
+            attention.num_heads,
+            attention_mask,
+            **norm_arguments(self.self_attn_layer_norm),
+            scale=attention.scaling,
+            dropout=dropout,
+            attention_dropout=dropped(attention.dropout, attention.training),
         )
+        feed = ffn_substep(
+            self.fc1,
+            self.fc2,
+            activation_name(self.activation_fn),
+            **norm_arguments(self.final_layer_norm),
+            dropout=dropout,
+            activation_dropout=dropped(self.activation_dropout, self.training),
+        )
+        hidden_states = split_layer(hidden_states, [attend, feed], save=self.save)
         if hidden_states.dtype == torch.float16:
             largest = torch.finfo(torch.float16).max - 1000
             hidden_states = hidden_states.clamp(-largest, largest)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["POSITIONS", "fairseq_sinusoidal", "rotary_angles", "sinusoidal"]
+__all__ = ["POSITIONS", "fairseq_sinusoidal", "nvidia_factors", "rotary_angles", "sinusoidal"]
 
 POSITIONS = ("sinusoidal", "learned", "rotary", "fairseq")
 _BASE = 10000.0  # Vaswani et al. 2017, section 3.5; kept by Su et al. 2021
@@ -33,6 +33,13 @@ def rotary_angles(length: int, head_dim: int, *, device=None, dtype=None) -> tup
     """``(cos, sin)``, each ``(T, head_dim // 2)``, as ``attend_step`` takes them (Su et al. 2021, arXiv 2104.09864)."""
     angles = _angles(length, head_dim // 2 * 2, device)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def nvidia_factors(length: int, head_dim: int, *, device=None, dtype=None) -> tuple[Tensor, None]:
+    """``((T, head_dim), None)``: what NVIDIA's public nGPT multiplies the channels of q and k by, where the paper
+    rotates them. Channels 2i and 2i + 1 have the columns i and head_dim/2 + i of :func:`sinusoidal`."""
+    first, second = sinusoidal(length, head_dim, device=device).chunk(2, dim=-1)
+    return torch.stack([first, second], dim=-1).flatten(-2).to(dtype), None
 
 
 def _angles(length: int, channels: int, device) -> Tensor:

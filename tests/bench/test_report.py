@@ -79,6 +79,20 @@ def test_plots_are_drawn_for_what_was_measured(document, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+def test_families_of_models_are_drawn_as_ratios(make_document, make_row):
+    rows = [
+        make_row(name, median, suite="model", subject=subject, **{"pass": direction})
+        for subject in ("llama", "parakeet")
+        for direction in ("forward", "forward+backward")
+        for name, median in (("transformers", 1.0), ("replace_layers native", 0.8))
+    ]
+    (plot,) = plots.plots(make_document(*rows))
+    axes = plot.draw(plots.LIGHT).axes
+    assert plot.name == "families-speed-float32" and "MiniLM" not in plot.caption
+    assert [a.get_title(loc="left") for a in axes] == ["forward", "forward+backward"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["llama", "parakeet"]
+
+
 def test_goals_are_shown_with_what_was_asked_and_a_missed_one_is_red(make_document, make_row):
     fields = {"suite": "ops", "subject": "ffn_step wmt-base"}
     rows = [make_row("eager", 1.0, **fields), make_row("macaron_ops native", 0.8, **fields)]

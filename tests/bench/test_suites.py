@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from macaron_ops import BackendError, replace_layers
+from macaron_ops import BackendError, cli, replace_layers
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import families, model, ops
+from macaron_ops.integrations import FAMILIES
 from macaron_ops.ops import dispatch
 from macaron_ops.ops import run as run_of_ops
 
@@ -298,9 +299,22 @@ def test_every_family_is_built_and_replaced(name, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr(families, "_layers", lambda options: 1)
     model = families.model_of(name, QUICK)
-    inputs = families.SPECS[name].inputs(2, 16)
+    inputs = dict(families._inputs(name, families._size(QUICK)))
     assert families._last(model, inputs).shape[0] == 2
-    assert len(replace_layers(model, strict=True).replaced) == 1
+    replaced = {entry.after for entry in replace_layers(model, strict=True).replaced}
+    assert len(replaced) == 1 and replaced.pop().startswith("Fused")
+
+
+def test_every_family_of_transformers_is_measured():
+    """`all` names them, and each of `replace_layers`' families is one of them, but for Gemma 4's audio: it mixes
+    float32 into a float64 model, to which a run compares."""
+    transformers = pytest.importorskip("transformers")
+    given = cli.parser().parse_args(["bench", "model", "--model", "all", "--quick"])
+    assert cli.bench_options(given).models == tuple(families.SPECS)
+    modules = {getattr(transformers, spec.config).__module__.split(".")[2] for spec in families.SPECS.values()}
+    for family in FAMILIES:
+        names = {layer.split(".")[2] for layer in family.layers if layer.startswith("transformers.models.")}
+        assert not names or names & modules or family.name in ("gemma4_audio", "unfused"), family.name
 
 
 def test_a_family_that_is_replaced_wrongly_has_no_speed(tmp_path, measured, monkeypatch):

@@ -1,6 +1,6 @@
 """One of two processes on the CPU that train the same models with torch.distributed's parts; see test_distributed.py.
 
-usage: distributed_worker.py RANK FOLDER
+usage: distributed_worker.py RANK 2 FOLDER
 """
 
 import copy
@@ -120,4 +120,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[3]))

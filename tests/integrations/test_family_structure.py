@@ -2,21 +2,22 @@
 does around it (recording, checkpointing, caches, compiling) goes on; the rest is a reason or an error."""
 
 import copy
+import importlib
 
 import pytest
 import torch
 from torch import nn
 
 import macaron_ops
-from macaron_ops.integrations import replace
+from macaron_ops.integrations import replace, unfused
 from tests.integrations.compare import loss_and_grads
-from tests.integrations.tiny_models import MODELS, tiny
+from tests.integrations.tiny_models import MODELS, keep_float64, tiny
 
 transformers = pytest.importorskip("transformers")
 
 WHOLE = ("distilbert", "vit", "whisper")  # the attention is fused, too
 FFN = ("gpt2", "llama", "wav2vec2_conformer", "wav2vec2_bert", "seamless_m4t_v2", "parakeet", "nemotron", "lasr")
-FFN += ("granite_speech", "phi4_audio", "gemma3n_audio")
+FFN += ("granite_speech", "phi4_audio", "gemma3n_audio", "gemma4_audio")
 
 
 def fused_layers(model: nn.Module) -> list[nn.Module]:
@@ -59,9 +60,10 @@ def test_code_that_changed_is_left_with_the_reason(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", WHOLE + FFN)
-def test_every_dropout_is_where_it_was(name):
+def test_every_dropout_is_where_it_was(name, monkeypatch):
     """One after the other is 1, the others are 0: what it drops is gone in both, and no number is random."""
-    model = tiny(name, "eager" if name in WHOLE else "sdpa").double().train()
+    keep_float64(monkeypatch)
+    model = tiny(name, "eager" if name in WHOLE else None).double().train()
     inputs = {k: v.double() if getattr(v, "is_floating_point", bool)() else v for k, v in MODELS[name].inputs().items()}
     layer = fused_layers(model)[0]
     macaron_ops.restore_layers(model)
@@ -82,7 +84,7 @@ def test_every_dropout_is_where_it_was(name):
         macaron_ops.restore_layers(model)
         setattr(module, attribute, 0.0)
         moved += not torch.equal(expected, before)
-    assert moved > 0 or name in ("gemma3n_audio", "llama")  # which have none
+    assert moved > 0 or name in ("gemma3n_audio", "gemma4_audio", "llama")  # which have none
 
 
 @pytest.mark.parametrize("name", ("vit", "gpt2", "llama", "wav2vec2_bert", "parakeet"))
@@ -204,3 +206,50 @@ def test_the_names_of_families_are_unique():
     names = [family.name for family in replace.FAMILIES]
     assert len(names) == len(set(names))
     assert len(replace._FAMILY_OF) == sum(len(family.layers) for family in replace.FAMILIES)
+
+
+def test_gemma4_with_clipped_linears_is_left():
+    model = tiny("gemma4_audio", use_clipped_linears=True)
+    report = macaron_ops.replace_layers(model)
+    assert not report.replaced and {left.reason for left in report.left} == {
+        "use_clipped_linears: a clamp between the products and the activation is not fused"
+    }
+
+
+_MIXTURE = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+_MIXTURE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 12}
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "reason"),
+    [
+        ("MixtralConfig", {**_MIXTURE, "num_local_experts": 2}, "its FFN is a mixture of experts, "),
+        (
+            "Qwen3MoeConfig",
+            {**_MIXTURE, "num_experts": 2, "moe_intermediate_size": 8},
+            "its FFN is a mixture of experts, ",
+        ),
+        (
+            "FastSpeech2ConformerConfig",
+            {"hidden_size": 24, "encoder_layers": 1, "decoder_layers": 1, "encoder_linear_units": 40}
+            | {"decoder_linear_units": 40, "vocab_size": 20},
+            "its FFN is two convolutions ",
+        ),
+    ],
+)
+def test_what_only_looks_alike_is_left_with_the_reason(config, settings, reason):
+    config = getattr(transformers, config)(**settings)
+    model = transformers.AutoModel.from_config(config).eval()
+    classes = [type(m) for m in model.modules()]
+    report = macaron_ops.replace_layers(model)
+    assert not report.replaced and len(report.left) == 2
+    assert all(left.reason.startswith(reason) for left in report.left)
+    with pytest.raises(ValueError, match=f"(?s)strict: expected .*{reason}"):
+        macaron_ops.replace_layers(model, strict=True)
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_the_layers_that_are_left_are_there():
+    for name in unfused.FAMILY.layers:
+        module, _, cls = name.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), cls), nn.Module)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MODELS", "Tiny", "randomise", "tiny"]
+__all__ = ["MODELS", "Tiny", "keep_float64", "randomise", "tiny"]
 
 KEEP = [[1] * 9, [1] * 5 + [0] * 4]  # the second of the two sequences is padded
 
@@ -20,6 +20,7 @@ class Tiny(NamedTuple):
     settings: dict
     inputs: Callable[[], dict[str, Tensor]]
     count: int = 2
+    attention: str = "sdpa"
 
 
 def ids() -> dict[str, Tensor]:
@@ -315,18 +316,38 @@ MODELS: dict[str, Tiny] = {
         lambda: {"audio_mel": torch.randn(2, 16, 16), "audio_mel_mask": torch.zeros(2, 16, dtype=torch.bool)},
         count=4,
     ),
+    "gemma4_audio": Tiny(
+        "Gemma4AudioFeedForward",
+        "Gemma4AudioConfig",
+        "Gemma4AudioModel",
+        {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "subsampling_conv_channels": (16, 4)}
+        | {"attention_chunk_size": 4, "attention_context_left": 4, "gradient_clipping": 4.0, "output_proj_dims": 20}
+        | {"use_clipped_linears": False},
+        lambda: {
+            "input_features": torch.randn(2, 36, 16),
+            "attention_mask": torch.arange(36) < torch.tensor([[36], [20]]),
+        },
+        count=4,
+        attention="eager",
+    ),
     "ernie4_5": Tiny("Ernie4_5DecoderLayer", "Ernie4_5Config", "Ernie4_5Model", _LLAMA, causal_ids),
 }
 
 
-def tiny(name: str, attention: str = "sdpa", **settings: object) -> nn.Module:
+def tiny(name: str, attention: str | None = None, **settings: object) -> nn.Module:
     """The model in float32, its norms and biases random too, and rounded to bfloat16: every dtype has the same."""
     import transformers
 
     spec = MODELS[name]
     config = getattr(transformers, spec.config)(**{**spec.settings, **settings})
     cls = getattr(transformers, spec.model, None) or _find(config, spec.model)
-    return randomise(cls._from_config(config, attn_implementation=attention))
+    return randomise(cls._from_config(config, attn_implementation=attention or spec.attention))
+
+
+def keep_float64(monkeypatch) -> None:
+    """``Tensor.float``, by which models widen 16 bits, leaves float64 as it is: some would mix the two."""
+    widen = Tensor.float
+    monkeypatch.setattr(Tensor, "float", lambda t: t if t.dtype == torch.float64 else widen(t))
 
 
 def randomise(model: nn.Module) -> nn.Module:

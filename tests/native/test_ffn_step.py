@@ -53,3 +53,22 @@ def test_gradients_of_vectors_over_equal_rows(placement):
 
     for one, eight in zip(gradients(1), gradients(8), strict=True):
         assert torch.equal(8 * one, eight)
+
+
+def test_matrices_that_lie_transposed_run_where_they_are_not_copied():
+    """For few tokens in float32; a call by name, many tokens and dropout, which is slow there, run here."""
+    w_in, w_out = torch.randn(8, 12), torch.randn(12, 8)  # (in, out), as GPT-2's
+
+    def chosen(tokens: int, w_in: torch.Tensor, w_out: torch.Tensor, **options) -> str:
+        return macaron_ops.explain(
+            macaron_ops.ffn_step, torch.zeros(tokens, 8, dtype=w_in.dtype), w_in, None, w_out, None, **options
+        ).backend
+
+    few, many = 2047, 2048
+    assert chosen(few, w_in.T, w_out.T) == "reference"
+    assert chosen(few, w_in.T.contiguous(), w_out.T.contiguous()) == "native"
+    assert chosen(many, w_in.T, w_out.T) == "native"
+    assert chosen(few, w_in.T, w_out.T, dropout=0.5, seed=1) == "native"
+    assert chosen(few, w_in.bfloat16().T, w_out.bfloat16().T) == "native"
+    with macaron_ops.use_backend("native"):
+        assert chosen(few, w_in.T, w_out.T) == "native"
