@@ -49,9 +49,27 @@ def device(request):
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(request):
     """Every test starts from the same random state, whatever ran before it; an error of its kernels is its own."""
+    if _broke_the_context:
+        _tell_suite("left", request.node.nodeid)
+        pytest.skip(f"the GPU's context was lost in {_broke_the_context[0]}")
     torch.manual_seed(0)
     yield
     if GPU:
-        torch.cuda.synchronize()
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:  # as will every call from now on in this process
+            _broke_the_context.append(request.node.nodeid)
+            _tell_suite("lost", request.node.nodeid)
+            raise
+
+
+_broke_the_context: list[str] = []  # the test after which the GPU answers this process no more
+
+
+def _tell_suite(what: str, test: str) -> None:
+    """To whoever started several processes (``bench/gpu_suite/gpu_tests.py``) and does again what this one left."""
+    if path := os.environ.get("MACARON_OPS_LOST_TESTS"):
+        with open(path, "a") as file:
+            print(what, test, file=file)

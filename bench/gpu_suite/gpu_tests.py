@@ -8,6 +8,7 @@ imported for want of a package is left out by name; any other error is a failure
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,15 +23,37 @@ from .steps import CHECKOUT
 
 FILE_NAME = "tests.json"
 _MISSING = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
+LOST = "the GPU's context was lost"  # why tests/conftest.py skips what comes after, in the same process
 _COUNTS = ("passed", "failed", "skipped")
 _GRACE = 8.0  # seconds for all processes to report in, once interrupted: fewer than the suite gives this one
 
 
 def run(folder: Path, processes: int, arguments: Sequence[str] = ("-m", "gpu", "tests")) -> dict[str, object]:
-    """Runs the tests and writes what came of them, also where it is interrupted."""
-    reports = [folder / f"tests-{i + 1}.xml" for i in range(processes)]
+    """Runs the tests and writes what came of them, also where it is interrupted.
+
+    A test that breaks the GPU's context ends its process's work: what the process left is done in new ones, and the
+    test again by itself, each kernel told before it starts."""
+    found = _round(folder, "tests", processes, arguments)
+    lost, left = found.pop("lost"), found.pop("left")
+    for again in itertools.count(2):
+        if not left or found["interrupted"]:
+            break
+        more = _round(folder, f"tests-again-{again}", min(processes, len(left)), left)
+        lost, left = lost + more.pop("lost"), more.pop("left")
+        for name in (*_COUNTS, "failures", "interrupted"):  # what was left out was so before
+            found[name] += more[name]
+    for i, test in enumerate(() if found["interrupted"] else lost):
+        found["failures"].append({"test": test, "why": _alone(folder / f"launches-{i + 1}.log", test)})
+    found["interrupted"], found["left"] = bool(found["interrupted"]), left
+    (folder / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _round(folder: Path, name: str, processes: int, arguments: Sequence[str]) -> dict[str, object]:
+    reports = [folder / f"{name}-{i + 1}.xml" for i in range(processes)]
     for report in reports:
         report.unlink(missing_ok=True)
+        _lost_in(report).unlink(missing_ok=True)
     running = [_start(i, report, processes, arguments) for i, report in enumerate(reports)]
     interrupted = False
     try:
@@ -48,18 +71,42 @@ def run(folder: Path, processes: int, arguments: Sequence[str] = ("-m", "gpu", "
                 {"test": f"process {i + 1} of {processes}", "why": f"it ended with {code} and left no report"}
             )
             found["failed"] += 1
-    found["interrupted"] = interrupted
-    (folder / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    told = [line.split(" ", 1) for report in reports for line in _lines(_lost_in(report))]
+    return found | {
+        "interrupted": interrupted,
+        "lost": [test for what, test in told if what == "lost"],
+        "left": [test for what, test in told if what == "left"],
+    }
+
+
+def _alone(log: Path, test: str) -> str:
+    """What ran when the context broke, of the test by itself; the driver leaves what it saw beside the log."""
+    log.unlink(missing_ok=True)
+    seen = {"CUDA_ENABLE_COREDUMP_ON_EXCEPTION": "1", "CUDA_ENABLE_LIGHTWEIGHT_COREDUMP": "1"}
+    seen |= {"CUDA_COREDUMP_FILE": f"{log}.core", "CUDA_LAUNCH_BLOCKING": "1", "MACARON_OPS_LAUNCHES": str(log)}
+    process = subprocess.run([*_pytest(), "-p", "tests.launches", test], cwd=CHECKOUT, env=os.environ | seen)
+    if process.returncode == 0:
+        return f"it broke the GPU's context; by itself, each kernel waited for, it passes ({log.name})"
+    started = [line for line in _lines(log) if not line.startswith(" ")] or ["none of Triton's"]
+    return f"it broke the GPU's context; by itself too, the last kernel ({log.name}): {started[-1][:2000]}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _lost_in(report: Path) -> Path:
+    return report.with_suffix(".lost")
 
 
 def _start(index: int, report: Path, processes: int, arguments: Sequence[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-    return subprocess.Popen(
-        [*command, "--tb=short", f"--junitxml={report}", *arguments],
-        cwd=CHECKOUT,
-        env=os.environ | {"MACARON_OPS_TEST_PART": f"{index + 1}/{processes}"},
-    )
+    told = {"MACARON_OPS_TEST_PART": f"{index + 1}/{processes}", "MACARON_OPS_LOST_TESTS": str(_lost_in(report))}
+    command = [*_pytest(), "--continue-on-collection-errors", f"--junitxml={report}", *arguments]
+    return subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | told)
+
+
+def _pytest() -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
 
 
 def _ended(running: Sequence[subprocess.Popen], until: float) -> list[int]:
@@ -97,7 +144,9 @@ def _add(case: ElementTree.Element, found: dict[str, object]) -> None:
     name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
     bad = next((child for child in case if child.tag in ("failure", "error")), None)
     if bad is None:
-        found["skipped" if case.find("skipped") is not None else "passed"] += 1
+        skipped = case.find("skipped")
+        if skipped is None or not skipped.get("message", "").startswith(LOST):  # else another process does it
+            found["passed" if skipped is None else "skipped"] += 1
         return
     missing = _MISSING.search(bad.text or "")
     if bad.tag == "error" and bad.get("message") == "collection failure" and missing:

@@ -3,6 +3,7 @@ holds; with little time the rest waits for another call; the summary tells all o
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,38 @@ def test_a_test_process_without_a_report_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = gpu_tests.run(tmp_path, 2)
     assert found["failed"] == 2 and "ended with 1 and left no report" in found["failures"][0]["why"]
+
+
+BREAKS = """
+import pytest, torch
+from tests import conftest
+
+conftest.GPU, torch.cuda.synchronize = True, lambda: None
+
+def broken():
+    raise RuntimeError("an illegal memory access")
+
+@pytest.mark.parametrize("i", range(6))
+def test_one(i):
+    if i == 1:
+        torch.cuda.synchronize = broken
+        broken()
+"""
+
+
+def test_what_a_broken_context_kept_from_running_runs_in_another_process(tmp_path):
+    """And the test that broke it is done again by itself."""
+    path = Path(steps.CHECKOUT, "tests", "bench", f"breaks_the_context_of_{os.getpid()}.py")
+    path.write_text(BREAKS)
+    try:
+        found = gpu_tests.run(tmp_path, 1, (str(path),))
+    finally:
+        path.unlink()
+    assert (found["passed"], found["failed"], found["skipped"], found["left"]) == (5, 2, 0, []), found
+    assert any(
+        "by itself too, the last kernel (launches-1.log): none of Triton's" in f["why"] for f in found["failures"]
+    )
+    assert (tmp_path / "tests-again-2-1.xml").exists() and not (tmp_path / "tests-again-3-1.xml").exists()
 
 
 class Interrupted(subprocess.Popen):
