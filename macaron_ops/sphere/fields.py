@@ -38,7 +38,12 @@ class Field(ABC):
     differentiable; parameters follow the dtype and the device of x.
 
     ``a + b`` is both at once, ``2.0 * a`` and ``-a`` are multiples. Rows of unit length are meant, and not checked.
+
+    Attributes:
+        interacts: a particle's vector depends on the others. What does not is B to a splitting scheme, the rest A.
     """
+
+    interacts = True
 
     @abstractmethod
     def vectors(self, x: Tensor) -> Tensor:
@@ -91,6 +96,10 @@ class Sum(Field):
         if not self.fields or not all(isinstance(field, Field) for field in self.fields):
             raise TypeError(f"fields: expected fields to add; got {fields!r}")
 
+    @property
+    def interacts(self) -> bool:
+        return any(field.interacts for field in self.fields)
+
     def vectors(self, x: Tensor) -> Tensor:
         return sum(field.vectors(x) for field in self.fields)
 
@@ -110,6 +119,10 @@ class Scaled(Field):
         if isinstance(field, Scaled):
             factor, field = factor * field.factor, field.field
         self.factor, self.field = number("factor", factor), field
+
+    @property
+    def interacts(self) -> bool:
+        return self.field.interacts
 
     def vectors(self, x: Tensor) -> Tensor:
         return self.factor * self.field.vectors(x)
@@ -280,6 +293,8 @@ class Perceptron(Field):
     Raises:
         ValueError, TypeError: an argument does not fit; the message names it.
     """
+
+    interacts = False
 
     def __init__(self, a: Tensor, b: Tensor, weight: Tensor, activation: str | Activation = "relu"):
         self.a = matrix("a", a, "k", "d")
