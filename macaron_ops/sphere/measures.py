@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from macaron_ops.ops.checks import number, positive_int
 
+from .checks import points_on_sphere
+
 __all__ = ["atomic", "on_sphere", "samples", "uniform", "von_mises_fisher"]
 
 
@@ -135,13 +137,7 @@ def on_sphere(name: str, x: object, *, dim: int | None = None) -> Tensor:
         raise ValueError(f"{name}: expected shape {shape}; got {tuple(x.shape)}")
     if x.numel() == 0 or x.shape[-1] < 2:
         raise ValueError(f"{name}: expected at least one point and two coordinates; got shape {tuple(x.shape)}")
-    lengths = x.detach().double().norm(dim=-1)
-    worst = (lengths - 1).abs().max().item()
-    allowed = 8 * torch.finfo(x.dtype).eps * math.sqrt(x.shape[-1])
-    if not worst <= allowed:
-        raise ValueError(
-            f"{name}: expected points on the unit sphere; a length is off by {worst:.1e}: x / |x| mends it"
-        )
+    points_on_sphere(name, x if x.dim() > 1 else x[None])
     return x
 
 
