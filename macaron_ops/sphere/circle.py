@@ -11,7 +11,7 @@ Methods for Hyperbolic Problems, 2002, ch. 6.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from torch import Tensor
 from macaron_ops.ops.checks import number, positive_int
 
 from .checks import positive
-from .fields import Field, Perceptron, Scaled, SelfAttention, Sum
+from .fields import Field, Perceptron, SelfAttention
+from .parts import parts
 
 __all__ = ["circle_flow", "circle_grid", "circle_points", "circle_quantiles"]
 
@@ -77,10 +78,10 @@ def circle_flow(field: Field, density: Tensor, time: float, *, step: float = 0.0
     if not 0.0 < number("courant", courant) <= 0.5:
         raise ValueError(f"courant: expected a number in (0, 1/2]; got {courant}")
     step, width = positive("step", step), 2 * math.pi / len(rho)
-    parts = [_velocity(factor, part, len(rho)) for factor, part in _parts(field)]
+    velocities = [_velocity(factor, part, len(rho)) for factor, part in parts(field)]
 
     def velocity(rho: Tensor) -> Tensor:
-        return sum(part(rho) for part in parts)
+        return sum(part(rho) for part in velocities)
 
     left = time
     while left > 0.0:
@@ -139,17 +140,6 @@ def _head(field: SelfAttention, head: int, at: Tensor, points: Tensor) -> tuple[
     if field.weighting == "softmax":
         scores -= scores.amax(-1, keepdim=True)
     return scores.exp(), torch.cat([points @ v.T, torch.ones_like(points[:, :1])], dim=-1)
-
-
-def _parts(field: Field, factor: float = 1.0) -> Iterator[tuple[float, Field]]:
-    """The fields that are added, and how often each."""
-    if isinstance(field, Sum):
-        for part in field.fields:
-            yield from _parts(part, factor)
-    elif isinstance(field, Scaled):
-        yield from _parts(field.field, factor * field.factor)
-    else:
-        yield factor, field
 
 
 def _density(density: object) -> Tensor:

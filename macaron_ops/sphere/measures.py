@@ -133,7 +133,7 @@ def on_sphere(name: str, x: object, *, dim: int | None = None) -> Tensor:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name}: expected a floating tensor; got {got}")
     if x.dim() < 2 if dim is None else x.dim() != dim:
-        shape = {None: "(..., n, d)", 1: "(d,)", 2: "(n, d)"}[dim]
+        shape = {None: "(..., n, d)", 1: "(d,)", 2: "(n, d)", 3: "(starts, n, d)"}[dim]
         raise ValueError(f"{name}: expected shape {shape}; got {tuple(x.shape)}")
     if x.numel() == 0 or x.shape[-1] < 2:
         raise ValueError(f"{name}: expected at least one point and two coordinates; got shape {tuple(x.shape)}")

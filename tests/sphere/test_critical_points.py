@@ -1,0 +1,222 @@
+"""Claim: ``find_critical_points`` finds the critical points that are known in closed form and says what they are; its
+Hessian is the second derivative along geodesics; theorems about perceptrons on the circle hold for what it finds."""
+
+import math
+
+import pytest
+import torch
+
+from macaron_ops.sphere import (
+    Perceptron,
+    SelfAttention,
+    atoms,
+    circle_points,
+    cluster_threshold,
+    find_critical_points,
+    hessian,
+    potential_maximum,
+    uniform,
+)
+from macaron_ops.splitting import to_sphere
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def perceptron(k, d, activation, seed=0, size=1.0, bias=0.0):
+    """Unit directions, the weights' absolute values summing to ``size``: ``size`` is a Lipschitz constant."""
+    draw = generator(seed)
+    a = to_sphere(torch.randn(k, d, dtype=torch.float64, generator=draw))
+    b, w = (torch.randn(k, dtype=torch.float64, generator=draw) for _ in "bw")
+    return Perceptron(a, bias * b, size * w / w.abs().sum(), activation)
+
+
+def attention(beta):
+    """Unnormalised, with the weights ``exp(beta (<x, y> - 1)) / n``: of the perceptron's size for every beta."""
+    return math.exp(-beta) * SelfAttention(beta, weighting="unnormalized")
+
+
+def quadratic(d):
+    """v(x) = <x, A x>: its critical points are A's eigenvectors."""
+    values = torch.linspace(-1, 2, d, dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(d, d, dtype=torch.float64, generator=generator(3))).Q
+    return Perceptron(turn, torch.zeros(d, dtype=torch.float64), values, "identity"), values
+
+
+@pytest.mark.parametrize("d", [2, 3, 4])
+def test_eigenvectors_of_a_quadratic_form(d):
+    """At the i-th, 1/2 v has the value l_i / 2 and the Hessian's eigenvalues l_j - l_i, j other than i."""
+    field, values = quadratic(d)
+    found = find_critical_points(field, 1, d, starts=24, steps=0, generator=generator())
+    assert [point.energy for point in found] == pytest.approx((values.flip(0) / 2).tolist(), abs=1e-12)
+    kinds = ["maximum", *["saddle"] * (d - 2), "minimum"]
+    for i, (point, kind) in enumerate(zip(found, kinds, strict=True)):
+        own = values.flip(0)[i]
+        torch.testing.assert_close(point.eigenvalues, values[values != own] - own, rtol=1e-9, atol=1e-9)
+        assert (point.kind, point.index, point.nullity) == (kind, i, 0)
+        assert point.stable == (i == 0)
+    assert sum(point.starts for point in found) == 24
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_point_that_attention_gathers_in(d):
+    """All n particles in one: E = e^beta / (2 beta), the highest there is; the eigenvalues are -e^beta for every motion
+    apart, and 0 for the d - 1 motions together, which are rotations."""
+    n, beta = 7, 3.0
+    (point,) = find_critical_points(SelfAttention(beta), n, d, starts=4, generator=generator())
+    assert point.energy == pytest.approx(math.exp(beta) / (2 * beta), rel=1e-12)
+    expected = torch.zeros(n * (d - 1), dtype=torch.float64)
+    expected[: (n - 1) * (d - 1)] = -math.exp(beta)
+    torch.testing.assert_close(point.eigenvalues, expected, rtol=1e-9, atol=1e-8)
+    assert (point.kind, point.nullity, point.symmetry, point.starts) == ("maximum", d - 1, d - 1, 4)
+    assert point.atoms().masses.tolist() == [1.0]
+
+
+def test_the_antipodal_pair_and_the_even_polygon_are_no_maxima():
+    """The antipodal pair is stationary and a strict minimum for two particles; the spectrum of a hexagon is the Fourier
+    sum of the kernel's second derivative."""
+    field = SelfAttention(2.0, weighting="unnormalized")
+    pair = circle_points(torch.tensor([[0.3, 0.3 + math.pi]], dtype=torch.float64))
+    (point,) = find_critical_points(field, x0=pair, steps=0)
+    assert (point.kind, point.nullity, point.symmetry) == ("minimum", 1, 1)
+
+    n, beta = 6, 2.0
+    angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
+    (point,) = find_critical_points(field, x0=circle_points(angle)[None], steps=0)
+    second = (
+        (beta * angle.sin() ** 2 - angle.cos()) * torch.exp(beta * angle.cos()) / n
+    )  # k'' of k = e^(beta cos) / beta
+    second[0] = 0.0
+    modes = torch.stack([(second * (1 - torch.cos(m * angle))).sum() for m in range(n)])
+    torch.testing.assert_close(point.eigenvalues, modes.sort().values, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "gelu"])
+@pytest.mark.parametrize("d", [2, 3])
+def test_the_hessian_is_the_second_derivative_along_geodesics(d, activation):
+    field, x = attention(5.0) + perceptron(4, d, activation, bias=0.5), uniform(5, d, generator=generator())
+    slope, matrix, basis = hessian(field, x)
+    xi = torch.randn(5 * (d - 1), dtype=torch.float64, generator=generator(1))
+    v = (basis @ xi.reshape(5, -1, 1)).squeeze(-1)
+    speed = v.norm(dim=-1, keepdim=True)
+    e = [5 * field.energy((t * speed).cos() * x + (t * speed).sin() * v / speed).item() for t in (-1e-3, 0, 1e-3)]
+    assert (e[2] - e[0]) / 2e-3 == pytest.approx((slope * v).sum().item(), rel=1e-4)
+    assert (e[2] - 2 * e[1] + e[0]) / 1e-6 == pytest.approx((xi @ matrix @ xi).item(), rel=1e-4)
+    torch.testing.assert_close(slope, field(x), rtol=1e-9, atol=1e-12)  # the gradient of n E is the velocity
+
+
+def curvature_bound(beta, n, perceptron):
+    """The most mass that a cluster of diameter 1 / (2 sqrt(beta)) can hold where no particle alone can lower
+    E + 1/2 mean v, by the second derivative in its angle, kernel k(s) = exp(beta (cos s - 1)) / beta::
+
+        0 <= (m - 1/n) max k'' within + (1 - m) max k'' anywhere + 1/2 max v''
+    """
+    s = torch.linspace(0, math.pi, 100_001, dtype=torch.float64)
+    second = (beta * s.sin() ** 2 - s.cos()) * torch.exp(beta * (s.cos() - 1))
+    within, push = second[s <= 0.5 / math.sqrt(beta)].max().item(), second.max().item()
+    angle = torch.linspace(0, 2 * math.pi, 4097, dtype=torch.float64)
+    v = perceptron.potential(circle_points(angle))
+    bend = ((v[2:] - 2 * v[1:-1] + v[:-2]).max() / (angle[1] ** 2)).item() / 2
+    return (push + bend - within / n) / (push - within)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_repelling_particles_do_not_gather_in_one_cluster(activation):
+    """Descent on the circle, beta large, act(0) = 0: at strict second-order points each cluster of diameter
+    1 / (2 sqrt(beta)) holds at most 0.5742, and no more than the second derivative allows."""
+    beta, n, seen = 40.0, 24, 0
+    for seed in range(4):
+        part = perceptron(5, 2, activation, seed, size=0.15)
+        for point in find_critical_points(-(attention(beta) + part), n, 2, starts=2, generator=generator(seed)):
+            if not point.stable:
+                continue
+            angle = torch.atan2(point.x[:, 1], point.x[:, 0]).sort().values
+            window = torch.remainder(angle - angle[:, None], 2 * math.pi) <= 0.5 / math.sqrt(beta)
+            heaviest = window.double().sum(1).max().item() / n
+            assert 1 / n < heaviest <= min(0.5742, curvature_bound(beta, n, part) + 1e-6)
+            seen += 1
+    assert seen >= 4
+
+
+def test_attracting_particles_may_all_be_in_one_cluster():
+    """Ascent of the same energy has no such bound: the Dirac at the potential's maximum is a strict maximum."""
+    part = perceptron(5, 2, "tanh", seed=1)
+    top, value = potential_maximum(part)
+    field, n, beta = attention(40.0) + part, 24, 40.0
+    (point,) = find_critical_points(field, x0=top.expand(1, n, 2))
+    assert point.stable and point.nullity == 0 and point.atoms().masses.tolist() == [1.0]
+    assert point.energy == pytest.approx(1 / (2 * beta) + value / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+def test_without_attention_the_maximiser_is_a_dirac_at_the_potentials_maximum(activation, d):
+    """The energy is 1/2 mean v: no critical point is above 1/2 max v (by random points); particles that start around
+    the maximum all end there, in a strict maximum of that height."""
+    field = perceptron(4, d, activation, seed=6, bias=0.4)
+    grid = uniform(40_000, d, generator=generator())
+    highest = field.potential(grid).max().item()
+    top, value = potential_maximum(field)
+    assert highest - 1e-12 <= value <= highest + 1e-2 * abs(highest)
+    x0 = torch.cat([uniform(5, d, batch=(5,), generator=generator(1)), to_sphere(top + 0.05 * uniform(5, d))[None]])
+    found = find_critical_points(field, x0=x0, steps=3000)
+    assert all(point.energy <= value / 2 + 1e-12 for point in found)
+    (dirac,) = [point for point in found if point.energy >= value / 2 - 1e-9]
+    assert dirac.stable and dirac is found[0]
+    torch.testing.assert_close(dirac.x, top.expand(5, d), rtol=0, atol=1e-7)
+
+
+def test_atoms_are_chains():
+    angle = torch.tensor([0.0, 0.09, 0.18, 1.0, 1.05, 3.0, 2 * math.pi - 0.05], dtype=torch.float64)
+    found = atoms(circle_points(angle), 0.1)
+    assert found.masses.tolist() == pytest.approx([4 / 7, 2 / 7, 1 / 7])
+    assert found.labels.tolist() == [0, 0, 0, 1, 1, 2, 0]
+    middle = torch.atan2(found.positions[:, 1], found.positions[:, 0])
+    torch.testing.assert_close(middle, torch.tensor([0.055, 1.025, 3.0], dtype=torch.float64), rtol=0, atol=1e-3)
+    assert 0.23 <= found.diameters[0] <= 0.26 and found.diameters[2] < 1e-7
+    assert len(atoms(circle_points(angle), 0.04).masses) == 7 and len(atoms(circle_points(angle), 2.0).masses) == 1
+
+
+def test_atoms_of_many_particles():
+    centres = uniform(5, 3, generator=generator())
+    x = to_sphere(centres.repeat(4000, 1) + 1e-3 * torch.randn(20_000, 3, dtype=torch.float64, generator=generator()))
+    found = atoms(x, 0.05)
+    assert found.masses.tolist() == [0.2] * 5
+    assert torch.cdist(found.positions, centres).min(-1).values.max() < 1e-3
+
+
+def test_the_published_threshold():
+    assert cluster_threshold(100.0, 3) == pytest.approx(0.1)
+    assert cluster_threshold(0.01, 3) == pytest.approx(math.pi / 6)
+
+
+UNNORMALISED = SelfAttention(1.0, weighting="unnormalized")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: find_critical_points(UNNORMALISED), "n, d: expected both, or x0"),
+        (lambda: find_critical_points(UNNORMALISED, 0, 2), "n: expected an integer of at least 1; got 0"),
+        (lambda: find_critical_points(UNNORMALISED, 4, 1), "d: expected at least 2"),
+        (lambda: find_critical_points(UNNORMALISED, 4, 2, starts=0), "batch: expected an integer of at least 1"),
+        (lambda: find_critical_points(UNNORMALISED, x0=torch.ones(2, 4, 3)), "x0: expected points on the unit sphere"),
+        (lambda: find_critical_points(UNNORMALISED, x0=torch.eye(3)), r"x0: expected shape \(starts, n, d\)"),
+        (lambda: find_critical_points(UNNORMALISED, 4, 2, tolerance=0.0), "tolerance: expected a number above 0"),
+        (lambda: find_critical_points(SelfAttention(1.0, causal=True), 4, 2), "energy: .* causal=True has none"),
+        (lambda: find_critical_points(perceptron(2, 2, "gelu_tanh"), 4, 2), "energy: .* 'gelu_tanh' has none"),
+        (
+            lambda: find_critical_points(SelfAttention(1.0) + perceptron(2, 2, "tanh"), 4, 2),
+            "field: expected one that climbs its energy",
+        ),
+        (lambda: SelfAttention(math.inf), "beta: expected a finite number"),
+        (lambda: potential_maximum(perceptron(2, 4, "tanh")), "perceptron: expected one on the circle or on S"),
+        (lambda: hessian(UNNORMALISED, torch.ones(3, 2)), "x: expected points on the unit sphere"),
+        (lambda: atoms(torch.eye(2), 0.0), "threshold: expected a number above 0"),
+        (lambda: cluster_threshold(-1.0, 2), "beta: expected a number above 0"),
+    ],
+)
+def test_refusals(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
