@@ -23,6 +23,7 @@ class Spectrum(NamedTuple):
     residuals: Tensor
 
 
+@torch.no_grad()  # of the products themselves: the vectors would keep every layer's activations
 def jacobian_spectrum(
     function: Callable[[Tensor], Tensor],
     x: Tensor,

@@ -24,7 +24,7 @@ from .hessian import gradient, gradient_scale, hessian
 from .measures import on_sphere, uniform
 from .parts import parts
 
-__all__ = ["CriticalPoint", "find_critical_points", "newton"]
+__all__ = ["CriticalPoint", "find_critical_points", "newton", "rotations"]
 
 _NULL = 1e-9  # of the largest eigenvalue: below, a mode is one that nothing holds
 _SAME = 1e-6  # relative: energies and spectra of points that are one up to rotations and the particles' order
@@ -40,7 +40,8 @@ class CriticalPoint:
         eigenvalues: ``(n (d - 1),)``, of the Riemannian Hessian of ``n E``, ascending. Along unnormalised attention and
             perceptrons they are the rates at which perturbations grow; under softmax attention the rates have the same
             signs.
-        nullity: how many of them are 0, to ``1e-9`` of the largest. symmetry: how many of those are rotations.
+        nullity: how many of them are 0, to ``1e-9`` of the largest. symmetry: how many of those are
+            rotations of the whole cloud under which the energy of every cloud stays.
         starts: how many of the starts ended here, up to rotations and the order of the particles.
     """
 
@@ -123,9 +124,9 @@ def find_critical_points(
     x = _starts(n, d, starts, x0, generator)
     _require_gradient(field, x)
     x = _flow(field, x, steps, tolerance)
-    found: list[CriticalPoint] = []
+    turns, found = rotations(field, x), []
     for start in x:
-        point = newton(field, start, positive_int("polish", polish), tolerance, climb=steps > 0)
+        point = newton(field, start, positive_int("polish", polish), tolerance, climb=steps > 0, turns=turns)
         if point is None:
             continue
         same = next((i for i, other in enumerate(found) if _same(point, other)), None)
@@ -189,10 +190,13 @@ def _flow(field: Field, x: Tensor, steps: int, tolerance: float) -> Tensor:
     return x
 
 
-def newton(field: Field, x: Tensor, steps: int, tolerance: float, climb: bool) -> CriticalPoint | None:
+def newton(
+    field: Field, x: Tensor, steps: int, tolerance: float, *, climb: bool, turns: Tensor
+) -> CriticalPoint | None:
     """The critical point that Newton's method comes to from ``(n, d)``; None where it does not within the steps.
 
-    ``climb``: every mode's step is uphill, whatever the sign of its eigenvalue, which ends at a maximum.
+    ``climb``: every mode's step is uphill, whatever the sign of its eigenvalue, which ends at a maximum. ``turns``: the
+    field's :func:`rotations`.
     """
     scale = gradient_scale(field, x)
     for _ in range(steps + 1):
@@ -200,7 +204,7 @@ def newton(field: Field, x: Tensor, steps: int, tolerance: float, climb: bool) -
         residual = slope.norm(dim=-1).max().item()
         values, modes = torch.linalg.eigh(matrix)
         if residual <= tolerance * scale:
-            return _point(field, x, residual, values, modes, basis)
+            return _point(field, turns, x, residual, values, basis)
         held = values.abs() > _NULL * values.abs().max()
         coordinates = modes.T @ (basis.mT @ slope.unsqueeze(-1)).flatten()
         move = modes @ torch.where(held, coordinates / (values.abs() if climb else -values), 0.0)
@@ -227,22 +231,28 @@ def _shorter(field: Field, x: Tensor, move: Tensor, residual: float, climb: bool
     return to_sphere(x + move)
 
 
-def _point(field: Field, x: Tensor, residual: float, values: Tensor, modes: Tensor, basis: Tensor) -> CriticalPoint:
+def _point(field: Field, turns: Tensor, x: Tensor, residual: float, values: Tensor, basis: Tensor) -> CriticalPoint:
     null = values.abs() <= _NULL * values.abs().max()
-    return CriticalPoint(
-        x, field.energy(x).item(), residual, values, int(null.sum()), _rotations(x, basis, modes[:, null])
-    )
+    moved = (basis.mT @ torch.einsum("kde,ne->knd", turns, x).unsqueeze(-1)).flatten(1)
+    symmetry = int((torch.linalg.svdvals(moved) > 1e-6 * math.sqrt(len(x))).sum()) if len(turns) else 0
+    return CriticalPoint(x, field.energy(x).item(), residual, values, int(null.sum()), symmetry)
 
 
-def _rotations(x: Tensor, basis: Tensor, null: Tensor) -> int:
-    """How many independent rotations of the cloud lie in the span of ``null``: those that the energy does not see."""
-    d = x.shape[-1]
+def rotations(field: Field, x: Tensor) -> Tensor:
+    """``(s, d, d)``: a basis of the rotations, as skew matrices, that change the energy of no cloud of the shape of x.
+
+    They are what the gradients at random clouds are orthogonal to.
+    """
+    n, d = x.shape[-2:]
     rows, columns = torch.triu_indices(d, d, 1)
-    turns = torch.zeros(len(rows), d, d, dtype=x.dtype)
+    turns = torch.zeros(len(rows), d, d, dtype=torch.float64)
     turns[range(len(rows)), rows, columns], turns[range(len(rows)), columns, rows] = 1.0, -1.0
-    moved = torch.einsum("kde,ne->knd", turns.to(x.device), x)
-    moved = (basis.mT @ moved.unsqueeze(-1)).flatten(1)
-    return int((torch.linalg.svdvals(moved @ null) > 1e-6 * math.sqrt(len(x))).sum()) if null.shape[1] else 0
+    clouds = uniform(n, d, batch=(2 * len(rows) + 2,), generator=torch.Generator().manual_seed(0)).to(x.device)
+    turns, slopes = turns.to(x.device), gradient(field, clouds)
+    rises = torch.einsum("tnd,kde,tne->tk", slopes, turns, clouds)
+    _, values, modes = torch.linalg.svd(rises)
+    still = values <= 1e-9 * slopes.norm(dim=(-2, -1)).max()
+    return torch.einsum("sk,kde->sde", modes[still], turns)
 
 
 def _same(a: CriticalPoint, b: CriticalPoint) -> bool:

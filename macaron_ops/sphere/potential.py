@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .critical_points import newton
+from .critical_points import newton, rotations
 from .fields import Perceptron
 
 __all__ = ["covering_grid", "potential_maximum"]
@@ -25,7 +25,8 @@ def potential_maximum(perceptron: Perceptron) -> tuple[Tensor, float]:
     grid = covering_grid(perceptron.a.shape[-1]).to(perceptron.a.device)
     best = perceptron.potential(grid).topk(16).indices
     candidates = grid[best]
-    polished = [newton(perceptron, start[None], 50, 1e-12, climb=True) for start in candidates]
+    turns = rotations(perceptron, candidates[:1])
+    polished = [newton(perceptron, start[None], 50, 1e-12, climb=True, turns=turns) for start in candidates]
     candidates = torch.cat([candidates, *(point.x for point in polished if point is not None)])
     values = perceptron.potential(candidates)
     top = int(values.argmax())
