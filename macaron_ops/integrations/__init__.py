@@ -2,12 +2,13 @@
 
 from .family import Family
 from .jacobian import Spectrum, jacobian_spectrum
+from .layer_record import LayerRecord, joined
 from .registered import register_ffn
 from .replace import FAMILIES, replace_layers, restore_layers
 from .report import Left, Replaced, Report
 from .splitting_error import LayerError, splitting_error
 from .strang import to_strang
-from .trajectories import LayerRecord, record_trajectories
+from .trajectories import record_trajectories
 
 __all__ = [
     "FAMILIES",
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "Spectrum",
     "jacobian_spectrum",
+    "joined",
     "record_trajectories",
     "register_ffn",
     "replace_layers",

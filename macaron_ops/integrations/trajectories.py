@@ -16,47 +16,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from macaron_ops.ops.checks import number, positive_int
-from macaron_ops.sphere.fields import SelfAttention
-from macaron_ops.sphere.observers import clusters, effective_rank, inner_products, mean_product
-from macaron_ops.splitting import to_sphere
 
 from .calls import arguments, batch_first, real_tokens, slow_path
 from .jacobian import Spectrum, jacobian_spectrum
+from .layer_record import LayerRecord, measure
 from .replace import known_layers
 
-__all__ = ["LayerRecord", "record_trajectories"]
+__all__ = ["record_trajectories"]
 
 _CACHES = ("past_key_value", "past_key_values", "cache")  # a layer that is called again would add to them
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """The tokens after one layer, B sequences; the first record has those before all layers, under the name "input".
-
-    Attributes:
-        name: of the layer in the model. cls: its class.
-        lengths: ``(B,)``, the mean length ``|x|`` of a token.
-        histogram: ``(bins,)``, the share of the pairs of different tokens of one sequence whose inner product of unit
-            vectors lies in each of equal bins of [-1, 1]; all sequences together.
-        mean_product: ``(B,)``, the mean of those inner products.
-        effective_rank: ``(B,)``, exp of the entropy of the singular values over their sum.
-        clusters: ``(B,)``, the number of groups by leaders, and largest_cluster: ``(B,)``, the largest one's share.
-        energies: for each beta ``(B,)`` numbers ``mean over pairs of exp(beta (<x, y> - 1))``, which is
-            ``2 beta exp(-beta) E_beta``: from nearly 0 to 1, which is one single cluster.
-        spectrum: the largest singular values ``(B, count)`` of the layer's Jacobian on the real tokens of a sequence,
-            all else frozen, with their residuals; None where it was not asked for.
-    """
-
-    name: str
-    cls: str
-    lengths: Tensor
-    histogram: Tensor
-    mean_product: Tensor
-    effective_rank: Tensor
-    clusters: Tensor
-    largest_cluster: Tensor
-    energies: dict[float, Tensor]
-    spectrum: Spectrum | None
 
 
 @dataclass(frozen=True)
@@ -146,47 +114,15 @@ def record_trajectories(
             _spectrum(call, mask, singular_values, generator) if singular_values else None
             for call, mask in zip(calls, masks, strict=True)
         ]
-    measure = partial(_measure, betas=betas, bins=bins, close=close)
-    first = measure("input", type(model).__name__, calls[0].x, masks[0], None)
+    measured = partial(measure, betas=betas, bins=bins, close=close)
+    first = measured("input", type(model).__name__, calls[0].x, masks[0], None)
     return [
         first,
         *(
-            measure(call.name, _class(call.layer), call.y, mask, spectrum)
+            measured(call.name, _class(call.layer), call.y, mask, spectrum)
             for call, mask, spectrum in zip(calls, masks, spectra, strict=True)
         ),
     ]
-
-
-def _measure(
-    name: str,
-    cls: str,
-    x: Tensor,
-    mask: Tensor,
-    spectrum: Spectrum | None,
-    *,
-    betas: tuple[float, ...],
-    bins: int,
-    close: float,
-) -> LayerRecord:
-    rows = [sequence[kept].double().cpu() for sequence, kept in zip(x, mask, strict=True)]
-    clouds = [to_sphere(row) for row in rows]
-    pairs = torch.tensor([len(cloud) * (len(cloud) - 1) for cloud in clouds], dtype=torch.float64)
-    shares = torch.stack([inner_products(cloud, bins) for cloud in clouds]).double()
-    grouped = [clusters(cloud, close, most=len(cloud)) for cloud in clouds]
-    energies = {beta: SelfAttention(beta, weighting="unnormalized") for beta in betas}
-    scale = {beta: 2 * beta * torch.exp(torch.tensor(-beta, dtype=torch.float64)) for beta in betas}
-    return LayerRecord(
-        name,
-        cls,
-        torch.stack([row.norm(dim=-1).mean() for row in rows]),
-        (pairs @ shares) / pairs.sum().clamp_min(1),
-        torch.stack([mean_product(cloud) for cloud in clouds]),
-        torch.stack([effective_rank(cloud) for cloud in clouds]),
-        torch.stack([labels.max() + 1 for labels, _ in grouped]),
-        torch.stack([masses.max() for _, masses in grouped]),
-        {beta: scale[beta] * torch.stack([field.energy(c) for c in clouds]) for beta, field in energies.items()},
-        spectrum,
-    )
 
 
 def _spectrum(call: _Call, mask: Tensor, count: int, generator: torch.Generator | None) -> Spectrum:

@@ -15,6 +15,7 @@ from .hessian import hessian
 from .measures import atomic, samples, uniform, von_mises_fisher
 from .potential import potential_maximum
 from .primitives import ACTIVATIONS, Activation
+from .random_fields import random_perceptron
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,6 +37,7 @@ __all__ = [
     "find_critical_points",
     "hessian",
     "potential_maximum",
+    "random_perceptron",
     "samples",
     "sliced_wasserstein",
     "uniform",

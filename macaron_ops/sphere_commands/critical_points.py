@@ -1,0 +1,244 @@
+"""`macaron-ops sphere critical-points`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from .output import output_file
+
+__all__ = ["add"]
+
+PRESETS: dict[str, dict[str, object]] = {
+    "circle": {"dimension": 2, "particles": 32, "descent": True, "beta": [4.0, 16.0, 64.0], "starts": 4},
+    "circle-ascent": {"dimension": 2, "particles": 32, "descent": False, "beta": [4.0, 16.0, 64.0], "starts": 4},
+    "potential": {
+        "dimension": 3,
+        "particles": 1,
+        "beta": [],
+        "activation": "tanh",
+        "starts": 64,
+        "every_kind": True,
+    },
+    "saddles": {"dimension": 2, "particles": 8, "beta": [4.0], "neurons": 0, "starts": 64, "every_kind": True},
+    "paper": {
+        "dimension": 3,
+        "particles": 500,
+        "descent": True,
+        "beta": [0.01, 0.1, 1.0, 10.0, 50.0],
+        "neurons": 5,
+        "activation": "relu",
+        "starts": 1,
+    },
+}
+_DEFAULTS: dict[str, object] = {
+    "dimension": 2,
+    "particles": 32,
+    "descent": False,
+    "beta": [16.0],
+    "neurons": 5,
+    "activation": "relu",
+    "size": 1.0,
+    "bias": 0.0,
+    "starts": 8,
+    "steps": 500,
+    "every_kind": False,
+    "threshold": 0.5,
+}
+_ACTIVATIONS = ("relu", "gelu", "tanh", "identity")
+
+_EXAMPLES = """presets (options beside them win):
+  circle          repelling particles on the circle with a perceptron: no atom gets more than 0.5742 of them
+  circle-ascent   attracting ones: atoms at the maxima of the potential
+  potential       one particle on S^2 without attention: every critical point of the perceptron's potential
+  saddles         attention alone, 8 particles on the circle: its saddles by bare Newton steps
+  paper           N=500 on S^2, descent, ReLU, beta .01 to 50, the settings of arXiv 2601.21366 (1000 x 1000 Hessians:
+                  half an hour on two cores; --particles 100 takes a minute)
+
+examples:
+  macaron-ops sphere critical-points --preset circle --out results/circle
+  macaron-ops sphere critical-points --beta 4 --beta 64 --neurons 3 --activation gelu --descent
+  macaron-ops sphere critical-points --preset potential --seed 3
+
+The energy is 1/(2 beta n^2) sum exp(beta (<x_i, x_j> - 1)) + 1/(2n) sum v(x_i), with the perceptron's potential v:
+attention's weights have their largest value 1 at every beta, so that neither part drowns the other. Particles flow
+from uniform starts up this energy (--descent: down), then Newton's method on the sphere takes over, and the
+eigenvalues of the Riemannian Hessian say what the point is: maximum and minimum are of the function that is climbed
+(of minus the energy with --descent), and strict up to rotations. An atom is a chain of particles with links of at most
+min(c / sqrt(beta), pi / (2 d)), c of --threshold.
+
+--out gets critical_points.json (all settings; each point's kind, energy, spectrum, atoms), atoms.png against beta,
+and potential.png on the circle and on S^2."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "critical-points",
+        help="where flows of attention and perceptrons end: atoms, their masses, their stability",
+        description=_run.__doc__,
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="see below")
+    parser.add_argument("--beta", type=float, action="append", metavar="B", help="may be given again (default: 16)")
+    parser.add_argument("--particles", type=int, metavar="N", help="default: 32")
+    parser.add_argument("--dimension", type=int, metavar="D", help="2: the circle, 3: S^2, ... (default: 2)")
+    parser.add_argument(
+        "--descent", action=argparse.BooleanOptionalAction, default=None, help="down the energy (default: up)"
+    )
+    parser.add_argument("--neurons", type=int, metavar="K", help="of the perceptron; 0: attention alone (default: 5)")
+    parser.add_argument("--activation", choices=_ACTIVATIONS, help="default: relu")
+    parser.add_argument("--size", type=float, metavar="S", help="sum of the weights' absolute values (default: 1)")
+    parser.add_argument("--bias", type=float, metavar="S", help="standard deviation of the biases (default: 0)")
+    parser.add_argument("--starts", type=int, metavar="N", help="for each beta (default: 8)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the flow, at most (default: 500)")
+    parser.add_argument(
+        "--every-kind", action="store_true", default=None, help="bare Newton steps from the starts: saddles, too"
+    )
+    parser.add_argument("--threshold", type=float, metavar="C", help="of the atoms (default: 0.5)")
+    parser.add_argument("--seed", type=int, default=0, help="of the perceptron and the starts (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/<time>)")
+    parser.set_defaults(run=_run)
+
+
+def _run(given: argparse.Namespace) -> int:
+    """Find critical points of the energy of attention and a perceptron on the sphere from many starts, tell maxima from
+    saddles, and draw their atoms against beta."""
+    from .. import cli
+
+    cli._require(("matplotlib",))
+    settings = _settings(given)
+    path = output_file(given.out, "critical_points.json")
+    found = cli._ask((ValueError, TypeError), search, settings)
+    path.write_text(
+        json.dumps({"settings": settings, "points": [row for rows in found.rows for row in rows]}, indent=1)
+    )
+    pictures = draw(settings, found, path.parent)
+    print("\n".join(_table(settings, found)))
+    print("\n".join(f"written: {name}" for name in (path, *pictures)))
+    return cli.FINISHED
+
+
+def _settings(given: argparse.Namespace) -> dict[str, object]:
+    """Defaults, the preset's, then the command line's."""
+    asked = {name: getattr(given, name) for name in _DEFAULTS if getattr(given, name) is not None}
+    return {**_DEFAULTS, **PRESETS.get(given.preset, {}), **asked, "preset": given.preset, "seed": given.seed}
+
+
+class Found:
+    """For each beta (one, None, of a perceptron alone): the critical points, and rows of JSON for them."""
+
+    def __init__(self, perceptron: object) -> None:
+        self.perceptron = perceptron
+        self.betas: list[float | None] = []
+        self.points: list[list] = []
+        self.atoms: list[list] = []
+        self.rows: list[list[dict[str, object]]] = []
+
+
+def search(settings: dict[str, object]) -> Found:
+    """The critical points that the settings ask for.
+
+    Raises:
+        ValueError, TypeError: a setting does not fit; the message names it.
+    """
+    import torch
+
+    from ..ops.checks import positive_int
+    from ..sphere import SelfAttention, find_critical_points, random_perceptron
+    from ..sphere.checks import positive
+
+    draw = torch.Generator().manual_seed(settings["seed"])
+    d, n = positive_int("--dimension", settings["dimension"]), positive_int("--particles", settings["particles"])
+    k = settings["neurons"]
+    perceptron = None
+    if k:
+        options = {"size": settings["size"], "bias": settings["bias"], "generator": draw}
+        perceptron = random_perceptron(k, d, settings["activation"], **options)
+    if not settings["beta"] and perceptron is None:
+        raise ValueError("--neurons 0: expected a --beta, or neurons")
+    found = Found(perceptron)
+    for beta in settings["beta"] or [None]:
+        parts = [] if perceptron is None else [perceptron]
+        if beta is not None:
+            attention = SelfAttention(positive("--beta", beta), weighting="unnormalized")
+            parts.append(math.exp(-beta) * attention)
+        field = sum(parts[1:], start=parts[0])
+        points = find_critical_points(
+            -field if settings["descent"] else field,
+            n,
+            d,
+            starts=settings["starts"],
+            steps=0 if settings["every_kind"] else settings["steps"],
+            generator=draw,
+        )
+        _keep(found, settings, beta, points)
+    return found
+
+
+def _keep(found: Found, settings: dict[str, object], beta: float | None, points: list) -> None:
+    from ..sphere import cluster_threshold
+
+    reach = 1e-3 if beta is None else cluster_threshold(beta, settings["dimension"], settings["threshold"])
+    atoms = [point.atoms(reach) for point in points]
+    sign = -1.0 if settings["descent"] else 1.0
+    found.betas.append(beta)
+    found.points.append(points)
+    found.atoms.append(atoms)
+    found.rows.append(
+        [
+            {
+                "beta": beta,
+                "kind": point.kind,
+                "energy": sign * point.energy,
+                "residual": point.residual,
+                "index": point.index,
+                "nullity": point.nullity,
+                "symmetry": point.symmetry,
+                "starts": point.starts,
+                "largest_eigenvalue": point.eigenvalues[-1].item(),
+                "smallest_eigenvalue": point.eigenvalues[0].item(),
+                "masses": cloud.masses.tolist(),
+                "positions": cloud.positions.tolist(),
+            }
+            for point, cloud in zip(points, atoms, strict=True)
+        ]
+    )
+
+
+def draw(settings: dict[str, object], found: Found, folder: Path) -> list[Path]:
+    """The pictures, where there is something to draw."""
+    from ..sphere.pictures import landscape, look
+
+    paths, d = [], settings["dimension"]
+    kept = [(beta, atoms) for beta, atoms in zip(found.betas, found.atoms, strict=True) if beta is not None and atoms]
+    if kept:
+        from ..sphere.exact import single_cluster_bound
+
+        bound = single_cluster_bound() if d == 2 and settings["descent"] and found.perceptron is not None else None
+        drawn = landscape.atoms_against_beta([beta for beta, _ in kept], [atoms for _, atoms in kept], bound)
+        paths.append(look.save(drawn, folder / "atoms.png"))
+    if found.perceptron is not None and d in (2, 3):
+        single = settings["particles"] == 1 and found.betas == [None]
+        clouds = [] if single else [atoms[0] for atoms in found.atoms if atoms][-1:]
+        points = found.points[0] if single else []
+        paths.append(look.save(landscape.potential(found.perceptron, points, clouds), folder / "potential.png"))
+    return paths
+
+
+def _table(settings: dict[str, object], found: Found) -> list[str]:
+    lines = ["    beta  kind          energy       rising  flat (turns)  starts  atoms: masses"]
+    for rows in found.rows:
+        for row in rows:
+            masses = [mass for mass in row["masses"] if mass > 0.0005]
+            shown = " ".join(f"{mass:.3f}" for mass in masses[:6]) + (" ..." if len(masses) > 6 else "")
+            beta = "-" if row["beta"] is None else f"{row['beta']:g}"
+            lines.append(
+                f"{beta:>8}  {row['kind']:<10} {row['energy']:>+12.8f} {row['index']:>9}  {row['nullity']:>4} "
+                f"({row['symmetry']})  {row['starts']:>9}  {len(row['masses'])}: {shown}"
+            )
+        missing = settings["starts"] - sum(row["starts"] for row in rows)
+        if missing:
+            lines.append(f"          {missing} of {settings['starts']} starts did not come to rest")
+    return lines
