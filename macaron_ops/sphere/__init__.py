@@ -3,10 +3,11 @@
 fields, primitives    self-attention and perceptrons as fields, their energies
 measures, distances   initial measures, W2 between clouds
 circle                the continuum equation on a grid of the circle
-critical_points, hessian, potential, atoms    where flows end, of what kind that is, what it is made of
+critical_points, hessian, potential, atoms, bounds    where flows end, of what kind that is, what it is made of
 """
 
 from .atoms import Atoms, atoms, cluster_threshold
+from .bounds import cluster_mass_bound, heaviest_arc
 from .circle import circle_flow, circle_grid, circle_points, circle_quantiles
 from .critical_points import CriticalPoint, find_critical_points
 from .distances import sliced_wasserstein, wasserstein, wasserstein_circle
@@ -33,8 +34,10 @@ __all__ = [
     "circle_grid",
     "circle_points",
     "circle_quantiles",
+    "cluster_mass_bound",
     "cluster_threshold",
     "find_critical_points",
+    "heaviest_arc",
     "hessian",
     "potential_maximum",
     "random_perceptron",

@@ -11,12 +11,15 @@ from macaron_ops.sphere import (
     SelfAttention,
     atoms,
     circle_points,
+    cluster_mass_bound,
     cluster_threshold,
     find_critical_points,
+    heaviest_arc,
     hessian,
     potential_maximum,
     uniform,
 )
+from macaron_ops.sphere.exact import single_cluster_bound
 from macaron_ops.splitting import to_sphere
 
 
@@ -106,37 +109,55 @@ def test_the_hessian_is_the_second_derivative_along_geodesics(d, activation):
     torch.testing.assert_close(slope, field(x), rtol=1e-9, atol=1e-12)  # the gradient of n E is the velocity
 
 
-def curvature_bound(beta, n, perceptron):
-    """The most mass that a cluster of diameter 1 / (2 sqrt(beta)) can hold where no particle alone can lower
-    E + 1/2 mean v, by the second derivative in its angle, kernel k(s) = exp(beta (cos s - 1)) / beta::
-
-        0 <= (m - 1/n) max k'' within + (1 - m) max k'' anywhere + 1/2 max v''
-    """
-    s = torch.linspace(0, math.pi, 100_001, dtype=torch.float64)
-    second = (beta * s.sin() ** 2 - s.cos()) * torch.exp(beta * (s.cos() - 1))
-    within, push = second[s <= 0.5 / math.sqrt(beta)].max().item(), second.max().item()
-    angle = torch.linspace(0, 2 * math.pi, 4097, dtype=torch.float64)
-    v = perceptron.potential(circle_points(angle))
-    bend = ((v[2:] - 2 * v[1:-1] + v[:-2]).max() / (angle[1] ** 2)).item() / 2
-    return (push + bend - within / n) / (push - within)
-
-
+@pytest.mark.parametrize("size", [0.15, 1.0])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
-def test_repelling_particles_do_not_gather_in_one_cluster(activation):
-    """Descent on the circle, beta large, act(0) = 0: at strict second-order points each cluster of diameter
-    1 / (2 sqrt(beta)) holds at most 0.5742, and no more than the second derivative allows."""
+def test_repelling_particles_do_not_gather_in_one_cluster(activation, size):
+    """Descent on the circle, act(0) = 0: at strict second-order points each cluster of diameter 1 / (2 sqrt(beta))
+    holds no more than the second derivative allows; with a small perceptron no more than 0.5742."""
     beta, n, seen = 40.0, 24, 0
-    for seed in range(4):
-        part = perceptron(5, 2, activation, seed, size=0.15)
+    for seed in range(3):
+        part = perceptron(5, 2, activation, seed, size=size)
+        bound = cluster_mass_bound(beta, part, factor=math.exp(-beta), n=n)
         for point in find_critical_points(-(attention(beta) + part), n, 2, starts=2, generator=generator(seed)):
             if not point.stable:
                 continue
-            angle = torch.atan2(point.x[:, 1], point.x[:, 0]).sort().values
-            window = torch.remainder(angle - angle[:, None], 2 * math.pi) <= 0.5 / math.sqrt(beta)
-            heaviest = window.double().sum(1).max().item() / n
-            assert 1 / n < heaviest <= min(0.5742, curvature_bound(beta, n, part) + 1e-6)
+            heaviest = heaviest_arc(point.x, 0.5 / math.sqrt(beta))
+            assert 1 / n < heaviest <= bound + 1e-9
+            assert size > 0.15 or heaviest <= single_cluster_bound()
             seen += 1
-    assert seen >= 4
+    assert seen >= 3
+
+
+def test_the_mass_bound_is_sharp_for_two_atoms():
+    """Attention alone, m of n particles in one point, the others where they push hardest, near sqrt(3 / beta): the
+    energy's second derivative in the angle of one of the m changes its sign where the bound, with the pull at the
+    middle of a cluster for that at its edge, says."""
+    beta, n = 400.0, 1000
+    assert cluster_mass_bound(1e6) == pytest.approx(
+        2 * math.exp(-1.5) / (2 * math.exp(-1.5) + 0.75 * math.exp(-0.125)), rel=1e-4
+    )
+    assert cluster_mass_bound(beta) < single_cluster_bound()
+    s = torch.linspace(0.05, 0.15, 10_001, dtype=torch.float64)
+    second = (beta * s.sin() ** 2 - s.cos()) * torch.exp(beta * (s.cos() - 1))
+    away, push = s[second.argmax()], second.max().item()
+    sharp = push / (push + 1)  # all of the cluster in one point: pull is 1
+    for m, sign in ((sharp - 0.01, 1), (sharp + 0.01, -1)):
+        heavy = round(m * n)
+        x = circle_points(torch.cat([torch.zeros(heavy), away.expand(n - heavy)]).double())
+        one = torch.tensor([-1e-3, 0.0, 1e-3], dtype=torch.float64)
+        clouds = x.repeat(3, 1, 1)
+        clouds[:, 0] = circle_points(one)
+        e = n * attention(beta).energy(clouds)
+        assert sign * (e[0] - 2 * e[1] + e[2]).item() > 0
+    assert sharp < cluster_mass_bound(beta, n=n)
+    assert cluster_mass_bound(40.0, perceptron(3, 2, "tanh"), factor=math.exp(-40.0)) > cluster_mass_bound(40.0)
+
+
+def test_the_heaviest_arc_goes_round_and_counts_its_ends():
+    angle = torch.tensor([-0.1, 0.0, 0.1, 1.0, math.pi, -math.pi + 0.1], dtype=torch.float64)
+    for n, width in ((1, 0.05), (2, 0.1), (3, 0.2), (4, 1.15), (6, 7.0)):
+        for turn in (0.0, 2.5, 3.1):
+            assert heaviest_arc(circle_points(angle + turn), width) == n / 6
 
 
 def test_attracting_particles_may_all_be_in_one_cluster():
@@ -215,6 +236,13 @@ UNNORMALISED = SelfAttention(1.0, weighting="unnormalized")
         (lambda: hessian(UNNORMALISED, torch.ones(3, 2)), "x: expected points on the unit sphere"),
         (lambda: atoms(torch.eye(2), 0.0), "threshold: expected a number above 0"),
         (lambda: cluster_threshold(-1.0, 2), "beta: expected a number above 0"),
+        (lambda: heaviest_arc(torch.eye(3), 1.0), "x: expected points of the circle, 2 coordinates; got 3"),
+        (lambda: heaviest_arc(torch.eye(2), 0.0), "angle: expected a number above 0"),
+        (lambda: cluster_mass_bound(0.0), "beta: expected a number above 0"),
+        (lambda: cluster_mass_bound(1.0, factor=-1.0), "factor: expected a number above 0"),
+        (lambda: cluster_mass_bound(1.0, n=0), "n: expected an integer of at least 1; got 0"),
+        (lambda: cluster_mass_bound(1.0, perceptron(2, 3, "tanh")), "perceptron: expected a Perceptron of two"),
+        (lambda: cluster_mass_bound(1.0, perceptron(2, 2, "gelu_tanh")), "energy: .* 'gelu_tanh' has none"),
     ],
 )
 def test_refusals(call, message):

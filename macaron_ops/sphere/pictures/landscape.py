@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +30,9 @@ _KINDS = {
 }
 
 
-def potential(perceptron: Perceptron, points: Sequence[CriticalPoint] = (), clouds: Sequence[Atoms] = ()) -> Figure:
+def potential(
+    perceptron: Perceptron, points: Sequence[CriticalPoint] = (), clouds: Mapping[str, Atoms] | None = None
+) -> Figure:
     """The potential v with its critical points and with atoms, whose area is their mass.
 
     On the circle a curve over the angle; on S^2 an equal-area map (Mollweide), longitude about the third axis.
@@ -38,7 +40,7 @@ def potential(perceptron: Perceptron, points: Sequence[CriticalPoint] = (), clou
     Args:
         perceptron: of 2 or 3 coordinates, with a potential.
         points: critical points of single particles, ``find_critical_points(perceptron, 1, d)``.
-        clouds: atoms of clouds of particles, each in a colour.
+        clouds: atoms of clouds of particles by name, each in a colour.
 
     Raises:
         ValueError: another number of coordinates.
@@ -60,10 +62,8 @@ def potential(perceptron: Perceptron, points: Sequence[CriticalPoint] = (), clou
             at = torch.stack(found)
             style = {} if mark == "x" else {"edgecolor": look.PAGE}
             axes.scatter(*_coordinates(at, perceptron), marker=mark, s=46, color=colour, label=kind, zorder=4, **style)
-    for i, cloud in enumerate(clouds):
+    for (name, cloud), colour in zip((clouds or {}).items(), look.COLOURS, strict=False):
         x, y = _coordinates(cloud.positions, perceptron)
-        colour = look.COLOURS[i % len(look.COLOURS)]
-        name = f"atoms of cloud {i + 1}" if len(clouds) > 1 else "atoms"
         sizes = (900 * cloud.masses).tolist()
         axes.scatter(x, y, s=sizes, facecolor="none", edgecolor=colour, linewidth=1.6, label=name, zorder=3)
     if points or clouds:
@@ -74,13 +74,16 @@ def potential(perceptron: Perceptron, points: Sequence[CriticalPoint] = (), clou
 
 
 def atoms_against_beta(
-    betas: Sequence[float], found: Sequence[Sequence[Atoms]], bound: float | None = None, title: str = "atoms"
+    betas: Sequence[float],
+    found: Sequence[Sequence[Atoms]],
+    bounds: Mapping[str, Sequence[float]] | None = None,
+    title: str = "atoms",
 ) -> Figure:
     """Where the atoms lie (on the circle), how heavy each is and how many there are, against beta.
 
     Args:
         betas: above 0. found: for each beta the atoms of one or several clouds.
-        bound: a mass to draw a line at.
+        bounds: of the masses, one for each beta, by name.
 
     Raises:
         ValueError: unequal lengths, or no atoms.
@@ -91,7 +94,7 @@ def atoms_against_beta(
     figure, panels = look.figure(1, 2 + circle, (3.6 * (2 + circle), 3.4))
     for axes in panels:
         look.style(axes)
-        axes.set_xscale("log", base=2)
+        axes.set_xscale("log", base=10 if max(betas) > 100 * min(betas) else 2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     for beta, clouds in zip(betas, found, strict=True):
         for cloud in clouds:
@@ -108,8 +111,10 @@ def atoms_against_beta(
         _angles(panels[0].yaxis)
     look.label(panels[-2], "mass of each", "beta", "share of the particles")
     look.label(panels[-1], "how many", "beta")
-    if bound is not None:
-        panels[-2].axhline(bound, color=look.MUTED, linewidth=1, linestyle="--", label=f"{bound:.4f}")
+    for (name, bound), dashes in zip((bounds or {}).items(), ("--", ":", "-."), strict=False):
+        marker = "_" if len(betas) == 1 else None  # a line through one point is not seen
+        panels[-2].plot(betas, bound, dashes, color=look.MUTED, linewidth=1.3, marker=marker, label=name)
+    if bounds:
         look.legend(panels[-2])
     panels[-2].set_ylim(0, 1.04)
     panels[-1].set_ylim(0, 1.12 * max(len(cloud.masses) for clouds in found for cloud in clouds))
@@ -136,7 +141,8 @@ def _map(figure: Figure, axes: Axes, perceptron: Perceptron) -> None:
     axes.grid(color=look.PAGE, linewidth=0.4, alpha=0.4)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
-    bar = figure.colorbar(drawn, ax=axes, shrink=0.7, label="v")
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.7)
+    bar.ax.set_title("v", color=look.MUTED, fontsize=9)
     bar.ax.tick_params(colors=look.MUTED, labelsize=8, length=0)
     bar.outline.set_visible(False)
 

@@ -65,6 +65,8 @@ def quantities(records: Sequence[LayerRecord]) -> Figure:
     _against(panels[2], records, energies)
     look.label(panels[2], "energy", "", "mean of exp(beta (<x, y> - 1))")
     panels[2].set_yscale("log")
+    for set_formatter in (panels[2].yaxis.set_major_formatter, panels[2].yaxis.set_minor_formatter):
+        set_formatter(lambda value, _: f"{value:.3g}" if f"{value:e}"[0] in "125" else "")
     if energies:
         look.legend(panels[2])
     for axes in panels[:2]:
@@ -90,7 +92,6 @@ def jacobians(records: Sequence[LayerRecord]) -> Figure:
         values = record.spectrum.values
         ranks = range(1, values.shape[1] + 1)
         colour = colours(0.92 * i / max(len(records) - 1, 1))
-        axes.fill_between(ranks, values.amin(0), values.amax(0), color=colour, alpha=0.12, linewidth=0)
         axes.plot(ranks, values.mean(0), "o-", color=colour, markersize=3.5, linewidth=1.5, label=record.name)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
