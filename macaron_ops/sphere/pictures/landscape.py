@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +29,8 @@ _KINDS = {
     "saddle": ("x", "#e08a3c"),
     "degenerate": ("s", "#8a94a6"),
 }
+
+_CLOUDS = tuple(look.COLOURS[i] for i in (0, 4, 5, 7))  # none of a kind's
 
 
 def potential(
@@ -62,7 +65,7 @@ def potential(
             at = torch.stack(found)
             style = {} if mark == "x" else {"edgecolor": look.PAGE}
             axes.scatter(*_coordinates(at, perceptron), marker=mark, s=46, color=colour, label=kind, zorder=4, **style)
-    for (name, cloud), colour in zip((clouds or {}).items(), look.COLOURS, strict=False):
+    for (name, cloud), colour in zip((clouds or {}).items(), cycle(_CLOUDS), strict=False):
         x, y = _coordinates(cloud.positions, perceptron)
         sizes = (900 * cloud.masses).tolist()
         axes.scatter(x, y, s=sizes, facecolor="none", edgecolor=colour, linewidth=1.6, label=name, zorder=3)
