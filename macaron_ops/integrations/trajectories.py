@@ -5,7 +5,7 @@ of particles, its padding left out. What is measured is geometry. Nothing of it 
 matrices are not the identity, and their energies E_beta rise and fall from layer to layer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from .replace import known_layers
 
 __all__ = ["record_trajectories"]
 
+_LARGEST = 700.0  # exp(beta) is finite
 _CACHES = ("past_key_value", "past_key_values", "cache")  # a layer that is called again would add to them
 
 
@@ -98,8 +99,12 @@ def record_trajectories(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     betas = tuple(number("betas", beta) for beta in betas)
-    if any(beta <= 0 for beta in betas):
-        raise ValueError(f"betas: expected numbers above 0; got {betas}")
+    if any(not 0 < beta <= _LARGEST for beta in betas):
+        raise ValueError(f"betas: expected numbers above 0 and at most {_LARGEST:g}; got {betas}")
+    if singular_values != 0:
+        positive_int("singular_values", singular_values)
+    if tokens is not None and not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens: expected a tensor (B, T); got {type(tokens).__name__}")
     positive_int("bins", bins)
     number("close", close, minimum=-1.0)
     args, kwargs = arguments(inputs)
@@ -110,6 +115,9 @@ def record_trajectories(
         if not calls:
             raise ValueError("layers: expected some that the model calls; it called none")
         masks = [_mask(call, tokens) for call in calls]
+        for call, mask in zip(calls, masks, strict=True):
+            if not (call.x[mask].isfinite().all() and call.y[mask].isfinite().all()):
+                raise ValueError(f"inputs: expected ones that keep tokens finite; those of {call.name!r} are not")
         spectra = [
             _spectrum(call, mask, singular_values, generator) if singular_values else None
             for call, mask in zip(calls, masks, strict=True)
@@ -191,6 +199,8 @@ def _watched(model: nn.Module, layers: Sequence[nn.Module | str] | None) -> list
         if not found:
             raise ValueError("model: expected one with layers of a known family, or layers=[...]; none is known")
         return found
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise TypeError(f"layers: expected a list of modules or names; got {type(layers).__name__}")
     names = {module: name for name, module in model.named_modules()}
     modules = dict(model.named_modules())
     found = []

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from macaron_ops.ops.checks import positive_int
+
 from .checks import positive
 from .measures import on_sphere
 
@@ -61,7 +63,7 @@ def atoms(x: Tensor, threshold: float) -> Atoms:
 
 def cluster_threshold(beta: float, d: int, c: float = 1.0) -> float:
     """``min(c / sqrt(beta), pi / (2 d))`` in radians (Alvarez-Lopez, Geshkovski, Ruiz-Balet 2026, arXiv 2601.21366)."""
-    return min(positive("c", c) / math.sqrt(positive("beta", beta)), math.pi / (2 * d))
+    return min(positive("c", c) / math.sqrt(positive("beta", beta)), math.pi / (2 * positive_int("d", d)))
 
 
 def _near(points: Tensor, front: Tensor, reach: float) -> Tensor:

@@ -87,6 +87,8 @@ def circle_flow(field: Field, density: Tensor, time: float, *, step: float = 0.0
     while left > 0.0:
         v = velocity(rho)
         fastest = v.abs().max().item()
+        if not math.isfinite(fastest):
+            raise ValueError(f"field: expected finite velocities; got {field!r}, which leaves float64")
         h = min(left, step, courant * width / fastest if fastest > 0.0 else math.inf)
         once = rho + h * _change(rho, v, width)
         rho = 0.5 * (rho + once + h * _change(once, velocity(once), width))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from macaron_ops.ops.checks import number, positive_int
+from macaron_ops.ops.checks import positive_int
 from macaron_ops.splitting import to_sphere
 
 from .atoms import Atoms, atoms
@@ -110,7 +110,7 @@ def find_critical_points(
             causal mask, perceptrons, sums of unnormalised attention and perceptrons, multiples.
         n, d: particles and coordinates of ``starts`` uniform starts; or
         x0: ``(starts, n, d)``, the starts themselves, rows of unit length.
-        steps: of the flow, at most. polish: steps of Newton's method, at most.
+        steps: of the flow, at most; 0: no flow. polish: steps of Newton's method, at most.
         tolerance: of the largest ``|n grad E|`` of a particle, in units of the largest ``|n dE/dx|`` of the start.
         generator: draws the starts.
 
@@ -121,12 +121,16 @@ def find_critical_points(
     Raises:
         ValueError, TypeError: an argument does not fit, the field has no energy, or does not climb it.
     """
+    positive("tolerance", tolerance)
+    polish = positive_int("polish", polish)
+    if steps != 0:
+        positive_int("steps", steps)
     x = _starts(n, d, starts, x0, generator)
     _require_gradient(field, x)
     x = _flow(field, x, steps, tolerance)
     turns, found = rotations(field, x), []
     for start in x:
-        point = newton(field, start, positive_int("polish", polish), tolerance, climb=steps > 0, turns=turns)
+        point = newton(field, start, polish, tolerance, climb=steps > 0, turns=turns)
         if point is None:
             continue
         same = next((i for i, other in enumerate(found) if _same(point, other)), None)
@@ -141,7 +145,7 @@ def _starts(n: int | None, d: int | None, starts: int, x0: Tensor | None, genera
     if x0 is None:
         if n is None or d is None:
             raise ValueError("n, d: expected both, or x0")
-        return uniform(n, d, batch=(starts,), generator=generator)
+        return uniform(n, d, batch=(positive_int("starts", starts),), generator=generator)
     if n is not None or d is not None:
         raise ValueError("x0: expected None where n and d are given")
     return on_sphere("x0", x0, dim=3).detach().double()
@@ -160,6 +164,11 @@ def _require_gradient(field: Field, x: Tensor) -> None:
         )
     x = uniform(*x.shape[-2:], generator=torch.Generator().manual_seed(0)).to(x.device)  # at a start both may be 0
     velocity, slope = field(x), gradient(field, x)
+    if not (velocity.isfinite().all() and slope.isfinite().all()):
+        raise ValueError(
+            f"field: expected finite velocities; got {field!r}, which leaves float64 (unnormalised weights, exp(beta), "
+            "do so past beta = 709)"
+        )
     along = (velocity * slope).sum(-1)
     across = velocity - (along / slope.square().sum(-1).clamp_min(1e-300)).unsqueeze(-1) * slope
     if across.norm() > 1e-6 * velocity.norm() or (along < -1e-6 * velocity.norm() * slope.norm()).any():
@@ -171,8 +180,7 @@ def _require_gradient(field: Field, x: Tensor) -> None:
 @torch.no_grad()
 def _flow(field: Field, x: Tensor, steps: int, tolerance: float) -> Tensor:
     """Where each start ``(starts, n, d)`` ends. A step that lowers the energy is taken again with half its length."""
-    tolerance = positive("tolerance", tolerance)
-    if number("steps", steps, minimum=0) == 0:
+    if steps == 0:
         return x
     energy, velocity = field.energy(x), field(x)
     fastest = velocity.norm(dim=-1).amax(-1)

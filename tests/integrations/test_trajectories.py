@@ -196,6 +196,12 @@ def test_known_layers_are_the_outermost():
         ({"layers": []}, ValueError, "layers: expected at least one"),
         ({"tokens": torch.ones(2, 5)}, ValueError, r"tokens: expected shape \(2, 6\), as the tokens of layers.0"),
         ({"tokens": torch.zeros(2, 6)}, ValueError, "tokens: expected at least one that counts in each sequence"),
+        ({"betas": (800.0,)}, ValueError, "betas: expected numbers above 0 and at most 700; got"),
+        ({"layers": "layers.0"}, TypeError, "layers: expected a list of modules or names; got str"),
+        ({"layers": nn.Linear(2, 2)}, TypeError, "layers: expected a list of modules or names; got Linear"),
+        ({"tokens": [[1] * 6] * 2}, TypeError, r"tokens: expected a tensor \(B, T\); got list"),
+        ({"inputs": torch.full((2, 6, D), math.nan).double()}, ValueError, "inputs: expected ones that keep .* finite"),
+        ({"singular_values": -1}, ValueError, "singular_values: expected an integer of at least 1; got -1"),
         ({"singular_values": 1000}, ValueError, "count: expected at most the 48 elements"),
     ],
 )

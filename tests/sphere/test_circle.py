@@ -120,6 +120,7 @@ def test_quantiles_carry_equal_masses():
         ({"step": 0.0}, "step: expected a number above 0"),
         ({"courant": 0.6}, r"courant: expected a number in \(0, 1/2\]; got 0.6"),
         ({"field": SelfAttention(1.0, causal=True)}, "field: expected attention without a causal mask"),
+        ({"field": SelfAttention(800.0, weighting="unnormalized")}, "field: expected finite velocities"),
         ({"field": SelfAttention(1.0, V=torch.eye(3))}, "field: expected one on the circle, d = 2; got d = 3"),
     ],
 )

@@ -135,7 +135,7 @@ def test_every_preset_names_settings_that_exist(name):
         (["critical-points", "--dimension", "1"], "d: expected at least 2"),
         (["critical-points", "--preset", "potential", "--neurons", "0"], "--neurons 0: expected a --beta, or neurons"),
         (["critical-points", "--neurons", "-1"], "k: expected an integer of at least 1"),
-        (["critical-points", "--starts", "0"], "batch: expected an integer of at least 1"),
+        (["critical-points", "--starts", "0"], "starts: expected an integer of at least 1"),
         (["trajectories", "--sentences", "0"], "--sentences: expected 1 to"),
         (["trajectories", "--text", "nowhere.txt"], "nowhere.txt"),
         (["trajectories", "--model", "nowhere"], "--model nowhere: expected a folder that save_pretrained wrote"),
