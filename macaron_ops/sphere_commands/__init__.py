@@ -12,7 +12,7 @@ _EXAMPLES = """start with:
   macaron-ops sphere critical-points --preset circle
   macaron-ops sphere trajectories
 
-docs/sphere.md has the equations and what was found."""
+docs/sphere.md has the equations, docs/sphere_analysis.md what was found."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -140,9 +140,7 @@ def _map(figure: Figure, axes: Axes, perceptron: Perceptron) -> None:
     up, around = torch.meshgrid(latitude, longitude, indexing="ij")
     x = torch.stack([up.cos() * around.cos(), up.cos() * around.sin(), up.sin()], dim=-1)
     v = perceptron.potential(x.to(perceptron.a.device)).detach().cpu()
-    drawn = axes.pcolormesh(
-        longitude.numpy(), latitude.numpy(), v.numpy(), cmap=look.SEQUENTIAL, shading="gouraud", rasterized=True
-    )
+    drawn = axes.contourf(longitude.numpy(), latitude.numpy(), v.numpy(), levels=32, cmap=look.SEQUENTIAL)
     axes.grid(color=look.PAGE, linewidth=0.4, alpha=0.4)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
