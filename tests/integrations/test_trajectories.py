@@ -146,6 +146,48 @@ def test_every_form_of_a_layer(kind):
             torch.testing.assert_close(record.spectrum.values, other.spectrum.values, rtol=1e-4, atol=0)
 
 
+class Block(nn.Module):
+    """No layer of a known family: mixes the tokens of a sequence and returns a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.ffn = nn.Linear(5, 5, dtype=torch.float64), nn.Linear(D, D, dtype=torch.float64)
+
+    def forward(self, x, scale=1.0):
+        x = x + scale * self.mix(x.mT).mT
+        return x + torch.tanh(self.ffn(x)), None
+
+
+class Stack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+
+    def forward(self, x):
+        for _ in range(2):  # each block is called twice
+            for block in self.blocks:
+                x, _ = block(x=x, scale=0.5)
+        return x
+
+
+def test_any_list_of_modules():
+    """Layers that the package has never seen, called by keyword, several times, with other arguments: a record for each
+    call, and the Jacobian of that call."""
+    model, x = Stack(), torch.randn(2, 5, D, dtype=torch.float64)
+    with pytest.raises(ValueError, match="none is known"):
+        macaron_ops.record_trajectories(model, x)
+    found = macaron_ops.record_trajectories(model, x, layers=model.blocks, singular_values=40)
+    assert [record.name for record in found] == ["input", *["blocks.0", "blocks.1"] * 2]
+    for record, block in zip(found[1:], [*model.blocks] * 2, strict=True):
+        matrix = torch.func.vmap(torch.func.jacrev(lambda one, block=block: block(one, 0.5)[0]))(x)
+        exact = torch.linalg.svdvals(matrix.reshape(2, 5 * D, 5 * D)).detach()
+        torch.testing.assert_close(record.spectrum.values, exact, rtol=1e-9, atol=1e-12)
+        x = block(x, 0.5)[0].detach()
+        cloud = x / x.norm(dim=-1, keepdim=True)
+        products = cloud @ cloud.mT - torch.eye(5, dtype=torch.float64)
+        torch.testing.assert_close(record.mean_product, products.sum((-1, -2)) / 20)
+
+
 FRAMES = {"wav2vec2_conformer": (2, 8), "parakeet": (2, 9)}  # what the layers see of the inputs
 NAMES = ("roberta", "distilbert", "vit", "gpt2", "llama", "whisper", "wav2vec2_bert", "granite_speech", "gemma3n_audio")
 
