@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from macaron_ops.sphere import (
+    Field,
     Perceptron,
     SelfAttention,
     atoms,
@@ -107,6 +108,38 @@ def test_the_hessian_is_the_second_derivative_along_geodesics(d, activation):
     assert (e[2] - e[0]) / 2e-3 == pytest.approx((slope * v).sum().item(), rel=1e-4)
     assert (e[2] - 2 * e[1] + e[0]) / 1e-6 == pytest.approx((xi @ matrix @ xi).item(), rel=1e-4)
     torch.testing.assert_close(slope, field(x), rtol=1e-9, atol=1e-12)  # the gradient of n E is the velocity
+
+
+class Opaque(Field):
+    """A field of a class that the package does not know."""
+
+    def __init__(self, field):
+        self.vectors, self.energy = field.vectors, field.energy
+
+    vectors = None
+
+
+def heads(d, count):
+    """Symmetric values, indefinite, and Q^T K = V."""
+    draw = torch.randn(count, d, d, dtype=torch.float64, generator=generator(5))
+    value = (draw + draw.mT) / 2
+    query = torch.randn(count, d, d, dtype=torch.float64, generator=generator(6))
+    given = (query, torch.linalg.inv(query.mT) @ value, value)
+    return given if count > 1 else tuple(m[0] for m in given)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("kind", ["softmax", "heads", "one head", "relu", "gelu", "tanh", "identity", "sum"])
+def test_the_hessian_written_down_is_that_of_automatic_differentiation(kind, d):
+    field = {
+        "softmax": lambda: SelfAttention(3.0),
+        "heads": lambda: SelfAttention(0.7, *heads(d, 3), heads=3, weighting="unnormalized"),
+        "one head": lambda: SelfAttention(torch.tensor(-0.8), *heads(d, 1), weighting="unnormalized"),
+        "sum": lambda: -2.0 * (attention(5.0) + perceptron(3, d, "gelu", bias=1.0)) + attention(2.0),
+    }.get(kind, lambda: perceptron(4, d, kind, bias=0.5))()
+    x = uniform(6, d, generator=generator())
+    for found, expected in zip(hessian(field, x), hessian(Opaque(field), x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("size", [0.15, 1.0])
