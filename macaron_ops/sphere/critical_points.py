@@ -91,14 +91,15 @@ def find_critical_points(
     starts: int = 16,
     x0: Tensor | None = None,
     steps: int = 500,
-    polish: int = 50,
+    polish: int = 200,
     tolerance: float = 1e-10,
     generator: torch.Generator | None = None,
 ) -> list[CriticalPoint]:
     """Critical points of the field's energy that flows from many starts lead to, of different energy or spectrum.
 
-    Flow and polish climb, to maxima; with ``steps=0`` the bare Newton's method starts at once, and ends at critical
-    points of every kind. ``-field`` asks for what the descent finds.
+    Flow and polish climb, to maxima, or to saddles on which particles have met exactly; with ``steps=0`` the bare
+    Newton's method starts at once, and ends at critical points of every kind. ``-field`` asks for what the descent
+    finds.
 
     Example::
 

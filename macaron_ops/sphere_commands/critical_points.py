@@ -59,7 +59,7 @@ _EXAMPLES = """presets (options beside them win):
   potential       one particle on S^2 without attention: every critical point of the perceptron's potential
   saddles         attention alone, 8 particles on the circle: its saddles by bare Newton steps
   paper           N=500 on S^2, descent, ReLU, beta .01 to 50, the settings of arXiv 2601.21366 (1000 x 1000 Hessians:
-                  half an hour on two cores; --particles 100 takes a minute)
+                  half a minute on two cores)
 
 examples:
   macaron-ops sphere critical-points --preset circle --out results/circle
