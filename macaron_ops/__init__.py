@@ -1,7 +1,7 @@
 """macaron_ops: Transformer layers as operator splittings, every substep one fused operator."""
 
 from . import _rooms  # noqa: F401 - the first: the others import what it finds
-from .integrations import register_ffn, replace_layers, restore_layers, splitting_error, to_strang
+from .integrations import record_trajectories, register_ffn, replace_layers, restore_layers, splitting_error, to_strang
 from .ops import (
     BackendError,
     Explanation,
@@ -28,6 +28,7 @@ __all__ = [
     "ffn_step",
     "normalize_step",
     "parallel",
+    "record_trajectories",
     "register_ffn",
     "replace_layers",
     "restore_layers",

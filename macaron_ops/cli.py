@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    from . import kernel_commands
+    from . import kernel_commands, sphere_commands
 
     top = _Parser(
         prog="macaron-ops",
@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_profile(commands)
     kernel_commands.add(commands)
+    sphere_commands.add(commands)
     doctor = commands.add_parser(
         "doctor", help="what is installed, built and usable here, and why not", description=_doctor.__doc__
     )

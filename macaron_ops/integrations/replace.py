@@ -38,7 +38,7 @@ from . import (
 from .family import Family, why_not_weights
 from .report import Left, Replaced, Report
 
-__all__ = ["FAMILIES", "replace_layers", "restore_layers"]
+__all__ = ["FAMILIES", "known_layers", "replace_layers", "restore_layers"]
 
 FAMILIES: tuple[Family, ...] = (
     torch_transformer.FAMILY,
@@ -153,6 +153,22 @@ def restore_layers(model: nn.Module) -> Report:
             reason = _OWN_FORWARD if "forward" in layer.__dict__ else "its class was changed since it was replaced"
             report.left.append(Left(name, cls.__name__, reason))
     return report
+
+
+def known_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of known families, by name, in the model's order: what :func:`replace_layers` looks at, replaced,
+    replaceable or not; of nested ones the outermost.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_module(model)
+    chosen, found = _choose(None), {}
+    for name, layer in model.named_modules():
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
+        if not inside and _find(layer, chosen) is not None:
+            found[name] = layer
+    return list(found.items())
 
 
 def _check_module(model: object) -> None:

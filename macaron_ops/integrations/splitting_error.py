@@ -9,8 +9,7 @@ computed in float64, on inputs that the model's own layers before have made.
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +21,7 @@ from macaron_ops.ops import Substep, split_layer, use_backend
 from macaron_ops.ops.checks import number
 from macaron_ops.splitting import RUNGE_KUTTA, bracket
 
+from .calls import arguments, batch_first, real_tokens, slow_path
 from .replace import replace_layers
 
 __all__ = ["MEASURES", "LayerError", "splitting_error"]
@@ -100,10 +100,8 @@ def splitting_error(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module; got {type(model).__name__}")
     tolerance = number("tolerance", tolerance, minimum=1e-12)
-    args, kwargs = _arguments(inputs)
-    if tokens is None:
-        mask = kwargs.get("attention_mask")
-        tokens = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    args, kwargs = arguments(inputs, torch.float64)
+    tokens = real_tokens(kwargs) if tokens is None else tokens
     model = copy.deepcopy(model).double().eval()
     report = replace_layers(model, families=_WHOLE)
     with torch.no_grad(), use_backend("reference"):
@@ -202,7 +200,7 @@ def _record(model: nn.Module, args: Sequence[object], kwargs: Mapping[str, objec
         substeps = layer.substeps
 
         def remember(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            inputs[layer] = _batch_first(layer, args[0] if args else next(iter(kwargs.values())))
+            inputs[layer] = batch_first(layer, args[0] if args else next(iter(kwargs.values())))
 
         def record(*args: object, **kwargs: object) -> list[Substep]:
             found = substeps(*args, **kwargs)
@@ -215,39 +213,6 @@ def _record(model: nn.Module, args: Sequence[object], kwargs: Mapping[str, objec
     for name, layer in list(model.named_modules()):
         if hasattr(layer, "replaced_class") or type(layer) in _BUILT_SO:
             watch(name, layer)
-    with _slow_path():
+    with slow_path():
         model(*args, **kwargs)
     return calls
-
-
-def _batch_first(layer: nn.Module, x: Tensor) -> Tensor:
-    if x.is_nested:
-        raise ValueError("inputs: expected dense tensors with a padding mask; a layer was given a nested one")
-    attention = getattr(layer, "self_attn", None)
-    return x.transpose(0, 1) if attention is not None and x.dim() == 3 and not attention.batch_first else x
-
-
-@contextmanager
-def _slow_path() -> Iterator[None]:
-    """torch's encoder turns padded inputs into nested ones on its fast path."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _arguments(inputs: object) -> tuple[Sequence[object], Mapping[str, object]]:
-    """Positional and keyword arguments, floating ones in float64."""
-
-    def wide(value: object) -> object:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    if isinstance(inputs, Tensor):
-        return (wide(inputs),), {}
-    if isinstance(inputs, Mapping):
-        return (), {name: wide(value) for name, value in inputs.items()}
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return tuple(map(wide, inputs)), {}
-    raise TypeError(f"inputs: expected a tensor, a sequence or a mapping; got {type(inputs).__name__}")
