@@ -92,7 +92,8 @@ def speed_at_orthonormal(normalization: str | Normalization, n: int, beta: float
 
 def single_cluster_bound() -> float:
     """0.5742: on the circle with large beta and a perceptron that is 1-Lipschitz with act(0) = 0, the most mass that a
-    cluster of diameter 1 / (2 sqrt(beta)) can hold at a strict second-order point of ascent (arXiv 2601.21366).
+    cluster of diameter 1 / (2 sqrt(beta)) can hold at a strict second-order point of descent, a minimum (arXiv
+    2601.21366). Uphill there is none: all particles in one point are a strict maximum.
 
     It is ``p / (p + c)`` with ``p = 2 e^(-3/2)``, the largest value of ``(s^2 - 1) e^(-s^2 / 2)``, and ``c = (3/8)
     e^(-1/8)``, half of what ``(1 - s^2) e^(-s^2 / 2)`` is at ``s = 1/2``.
