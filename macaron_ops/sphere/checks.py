@@ -40,20 +40,20 @@ def matrix(name: str, value: object, *shape: int | str) -> Tensor:
     return value
 
 
-def particles(x: object, width: int | None = None) -> Tensor:
+def particles(x: object, width: int | None = None, name: str = "x") -> Tensor:
     """``(..., n, d)`` with at least one particle; the lengths of the rows are not looked at."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x: expected a floating tensor (..., n, d); got {_kind(x)}")
+        raise TypeError(f"{name}: expected a floating tensor (..., n, d); got {_kind(x)}")
     if x.dim() < 2 or x.shape[-2] < 1 or x.shape[-1] < 1:
-        raise ValueError(f"x: expected shape (..., n, d) with n and d of at least 1; got {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected shape (..., n, d) with n and d of at least 1; got {tuple(x.shape)}")
     if width is not None and x.shape[-1] != width:
-        raise ValueError(f"x: expected d = {width} coordinates, as the field has; got {tuple(x.shape)}")
+        raise ValueError(f"{name}: expected d = {width} coordinates, as the field has; got {tuple(x.shape)}")
     return x
 
 
 def points_on_sphere(name: str, x: object) -> Tensor:
     """``particles`` of unit length, to ``64 eps`` of the dtype: what rounding leaves of a normalised row."""
-    x = particles(x)
+    x = particles(x, name=name)
     far = (torch.linalg.vector_norm(x.detach().double(), dim=-1) - 1.0).abs().max().item()
     if not far <= 64 * torch.finfo(x.dtype).eps:  # not <=: a NaN is refused too
         raise ValueError(

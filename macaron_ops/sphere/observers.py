@@ -65,7 +65,7 @@ def inner_products(x: Tensor, bins: int = BINS) -> Tensor:
         counts.scatter_add_(-1, place, torch.ones_like(place))
     own = ((x.square().sum(-1) + 1.0) * (bins / 2)).to(torch.int64).clamp_(0, bins - 1)
     counts.scatter_add_(-1, own, -torch.ones_like(own))  # each with itself
-    return counts / max(n * (n - 1), 1)
+    return counts.double() / max(n * (n - 1), 1)
 
 
 def clusters(x: Tensor, close: float = CLOSE, most: int = 256) -> tuple[Tensor, Tensor]:
