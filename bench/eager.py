@@ -78,6 +78,17 @@ def sphere_attend_step(x: Tensor, *, step: float, beta: float) -> Tensor:
     return normalize_step(x, torch.softmax((beta * x) @ x.mT, dim=-1) @ x, step=step)
 
 
+@torch.no_grad()
+def times_to_cluster(x: Tensor, *, beta: float, t: float, step: float, close: float) -> Tensor:
+    """The first time at which all products of a start, x (batch, n, d), are above `close`; (batch,), inf if none is."""
+    arrivals = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    for taken in range(round(t / step) + 1):
+        together = (x @ x.mT).amin((-1, -2)) > close
+        arrivals = torch.where(together & arrivals.isinf(), taken * step, arrivals)
+        x = sphere_attend_step(x, step=step, beta=beta)
+    return arrivals
+
+
 def sphere_attend_step_sdpa(x: Tensor, *, step: float, beta: float, others: Tensor | None = None) -> Tensor:
     """The same by `scaled_dot_product_attention`, whose kernels for large n store no weights. `others`, x by default,
     are the particles that x is drawn to."""

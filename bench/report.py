@@ -34,6 +34,10 @@ _SUITES = {
         "Splitting schemes",
         "One step of each scheme, all stages with one attention and one FFN of full width, fused against eager.",
     ),
+    "sphere": (
+        "Particles on the sphere",
+        "Rows of the phase diagram of clustering (32 particles on the circle, one beta, many starts); steps of many.",
+    ),
 }
 
 _METHOD = """

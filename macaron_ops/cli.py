@@ -47,6 +47,7 @@ _SUITES = {
     "ops": "each operator against its eager form and the bare matrix products",
     "model": "the trained MiniLM-L6 on real sentences, before and after replace_layers",
     "schemes": "splitting schemes: orders, errors against work, the splitting error of MiniLM-L6, fused against eager",
+    "sphere": "particles on the sphere: rows of the phase diagram against eager, a step of 100,000 and a million",
     "all": "layers, ops and model, one after another",
     "main": "all --quick: four minutes on two cores",
     "ceilings": "copy bandwidth and rate of matrix products, alone",
@@ -109,7 +110,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         title="what to measure",
         dest="suite",
         required=True,
-        metavar="{layers,ops,model,schemes,all,main,ceilings,report}",
+        metavar="{layers,ops,model,schemes,sphere,all,main,ceilings,report}",
     )
     for name, about in _SUITES.items():
         suite = suites.add_parser(

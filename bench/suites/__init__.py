@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from ..group import Group
 from ..options import Options
-from . import layers, model, ops, schemes
+from . import layers, model, ops, schemes, sphere
 
-SUITES = {"layers": layers.groups, "ops": ops.groups, "model": model.groups, "schemes": schemes.groups}
+SUITES = {
+    "layers": layers.groups,
+    "ops": ops.groups,
+    "model": model.groups,
+    "schemes": schemes.groups,
+    "sphere": sphere.groups,
+}
 
 
 def groups(names: list[str], options: Options) -> list[Group]:

@@ -94,7 +94,7 @@ class Case:
 
 def groups(options: Options) -> list[Group]:
     found = [
-        _group(case, dtype, direction, options)
+        group(case, dtype, direction, options)
         for case in cases(options)
         for dtype in options.dtypes
         if dtype in case.dtypes or (options.dtype_names and case.row_passes is None)
@@ -299,7 +299,7 @@ def wide_many_case(particles: int, dimension: int) -> Case:
     return replace(case, subject=subject, products=[], alone=True, min_rounds=3, dtypes=("bfloat16", "float16"))
 
 
-def _group(case: Case, dtype: str, direction: str, options: Options) -> Group:
+def group(case: Case, dtype: str, direction: str, options: Options) -> Group:
     x = case.tensors["x"]
     compiled = (COMPILED,) if options.compile and options.effort != "quick" else ()
     theirs = (*(() if case.alone else (EAGER, *compiled)), *case.rivals)

@@ -24,6 +24,7 @@ from .hessian import hessian
 from .measures import atomic, samples, uniform, von_mises_fisher
 from .normalization import NORMALIZATIONS, Normalization
 from .observers import OBSERVERS, Snapshot, clusters, effective_rank, inner_products, mean_product, smallest_product
+from .phase_diagram import PhaseDiagram, phase_diagram
 from .potential import potential_maximum
 from .primitives import ACTIVATIONS, Activation
 from .random_fields import random_perceptron
@@ -40,6 +41,7 @@ __all__ = [
     "Field",
     "Normalization",
     "Perceptron",
+    "PhaseDiagram",
     "Scaled",
     "SelfAttention",
     "Snapshot",
@@ -61,6 +63,7 @@ __all__ = [
     "inner_products",
     "mean_product",
     "orthonormal_product",
+    "phase_diagram",
     "potential_maximum",
     "random_perceptron",
     "samples",
