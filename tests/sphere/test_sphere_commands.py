@@ -11,11 +11,16 @@ import torch
 
 from macaron_ops import cli
 from macaron_ops.sphere import SelfAttention, find_critical_points, potential_maximum, random_perceptron
-from macaron_ops.sphere_commands import critical_points, trajectories
+from macaron_ops.sphere_commands import critical_points, phase_diagram, simulate, trajectories
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
-COMMANDS = {"critical-points": critical_points, "trajectories": trajectories}
+COMMANDS = {
+    "simulate": simulate,
+    "phase-diagram": phase_diagram,
+    "critical-points": critical_points,
+    "trajectories": trajectories,
+}
 PNG = b"\x89PNG\r\n"
 
 

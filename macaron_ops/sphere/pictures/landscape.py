@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["atoms_against_beta", "potential"]
+__all__ = ["angles", "atoms_against_beta", "curve", "potential", "potential_map"]
 
 _KINDS = {
     "maximum": ("^", "#c2417c"),
@@ -53,11 +53,11 @@ def potential(
         raise ValueError(f"perceptron: expected one on the circle or on S^2, d = 2 or 3; got d = {d}")
     if d == 2:
         figure, (axes,) = look.figure(1, 1, (7.2, 3.6))
-        _curve(axes, perceptron)
+        curve(axes, perceptron)
         look.label(axes, "the perceptron's potential on the circle", "angle", "v")
     else:
         figure, (axes,) = look.figure(1, 1, (7.6, 4.2), subplot_kw={"projection": "mollweide"})
-        _map(figure, axes, perceptron)
+        potential_map(figure, axes, perceptron)
         look.label(axes, "the perceptron's potential on the sphere")
     for kind, (mark, colour) in _KINDS.items():
         found = [point.x[0] for point in points if point.kind == kind]
@@ -111,7 +111,7 @@ def atoms_against_beta(
             panels[-1].scatter([beta], [len(masses)], s=20, color="#c2417c", alpha=0.5, edgecolor="none")
     if circle:
         look.label(panels[0], f"{title}: where", "beta", "angle (area: mass)")
-        _angles(panels[0].yaxis)
+        angles(panels[0].yaxis)
     look.label(panels[-2], "mass of each", "beta", "share of the particles")
     look.label(panels[-1], "how many", "beta")
     for (name, bound), dashes in zip((bounds or {}).items(), ("--", ":", "-."), strict=False):
@@ -125,16 +125,21 @@ def atoms_against_beta(
     return figure
 
 
-def _curve(axes: Axes, perceptron: Perceptron) -> None:
+def curve(axes: Axes, perceptron: Perceptron, upright: bool = False) -> None:
+    """The potential over the angle; upright: the angle upwards."""
     look.style(axes)
     angle = torch.linspace(-math.pi, math.pi, 1441, dtype=torch.float64)
     v = perceptron.potential(circle_points(angle).to(perceptron.a.device))
-    axes.plot(angle, v.detach().cpu(), color=look.INK, linewidth=1.6, zorder=2)
+    v = v.detach().cpu()
+    axes.plot(*((v, angle) if upright else (angle, v)), color=look.INK, linewidth=1.6, zorder=2)
+    if upright:
+        return angles(axes.yaxis)
     axes.margins(y=0.16)  # for the largest atom
-    _angles(axes.xaxis)
+    angles(axes.xaxis)
 
 
-def _map(figure: Figure, axes: Axes, perceptron: Perceptron) -> None:
+def potential_map(figure: Figure, axes: Axes, perceptron: Perceptron) -> None:
+    """The potential on a map of S^2."""
     longitude = torch.linspace(-math.pi, math.pi, 361, dtype=torch.float64)
     latitude = torch.linspace(-math.pi / 2, math.pi / 2, 181, dtype=torch.float64)
     up, around = torch.meshgrid(latitude, longitude, indexing="ij")
@@ -158,6 +163,7 @@ def _coordinates(x: Tensor, perceptron: Perceptron) -> tuple[list[float], list[f
     return along, torch.asin(x[:, 2].clamp(-1, 1)).tolist()
 
 
-def _angles(axis: object) -> None:
+def angles(axis: object) -> None:
+    """Marks of an axis from -pi to pi."""
     marks = {-math.pi: "-π", -math.pi / 2: "-π/2", 0.0: "0", math.pi / 2: "π/2", math.pi: "π"}
     axis.set_ticks(list(marks), list(marks.values()))
