@@ -57,6 +57,8 @@ PRESETS: dict[str, dict[str, object]] = {
 }
 _OBSERVERS = ("drift", "smallest_product", "mean_product", "clusters", "masses", "effective_rank")
 
+_ALL_PAIRS = 20_000  # particles up to which every frame looks at all products
+
 _EXAMPLES = """presets (options beside them win):
   clustering      n=64 on S^2, beta=1, h=.1, T=15: the particles of arXiv 2312.10794 gather in a point
   metastability   n=200 on the circle, beta=9: some sqrt(beta) clusters, which wait exponentially long for one another
@@ -173,6 +175,8 @@ def _observers(chosen: dict[str, object]) -> dict[str, object]:
     """Softmax attention climbs the energy of the unnormalised one, but with a perceptron none: then there is no such
     curve."""
     named = dict.fromkeys(_OBSERVERS)
+    if chosen["particles"] > _ALL_PAIRS:
+        del named["smallest_product"]
     if chosen["weighting"] == "unnormalized":
         return {"energy": None, **named}
     if chosen["neurons"] or chosen["beta"] == 0:
@@ -210,5 +214,6 @@ def _table(trajectory, field) -> list[str]:
         values = "  ".join(f"{trajectory.observed[name][i].item():>16.6g}" for name in names)
         lines.append(f"{trajectory.times[i]:>8.4g}  {values}")
     heaviest = [f"{mass:.3f}" for mass in trajectory.observed["masses"][-1].tolist() if mass > 0.0005]
-    lines.append(f"the heaviest clusters: {' '.join(heaviest[:8])}{' ...' if len(heaviest) > 8 else ''}")
+    if heaviest:
+        lines.append(f"the heaviest clusters: {' '.join(heaviest[:8])}{' ...' if len(heaviest) > 8 else ''}")
     return lines
