@@ -7,6 +7,7 @@ import torch
 
 from macaron_ops import BackendError, cli, replace_layers
 from macaron_ops.bench import ceilings, corpus, environment, group, results, runner, suites
+from macaron_ops.bench.correctness import WrongResult
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import families, model, ops
 from macaron_ops.integrations import FAMILIES
@@ -48,6 +49,25 @@ def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured
     assert all(row["check"]["error"] <= row["check"]["allowed"] for row in checked)
     assert all(row["memory"]["peak_bytes"] > 0 for row in checked)
     assert {f"{group.OURS} reference", f"{group.OURS} reference Strang"} & {row["variant"] for row in rows}
+
+
+def test_rows_of_the_phase_diagram_are_right_and_timed(monkeypatch, tmp_path, measured):
+    small = {effort: value for effort, value in zip(("quick", "normal", "full"), (3, 4, 5), strict=True)}
+    monkeypatch.setattr(suites.sphere, "_BATCH", small)
+    monkeypatch.setattr(suites.sphere, "_STEPS", small)
+    monkeypatch.setattr(suites.sphere, "_MANY", {"normal": (50,)})
+    options = dataclasses.replace(NORMAL, dtype_names=("float32",))
+    rows = run(runner.select(suites.groups(["sphere"], options), options), options, tmp_path, measured)
+    assert [row for row in rows if row["status"] != "ok"] == []
+    assert {row["subject"] for row in rows} == {
+        "phase diagram, beta 0.5",
+        "phase diagram, beta 4",
+        "sphere_attend_step D=3, 50 particles",
+    }
+    assert {group.EAGER, suites.sphere.PUBLISHED_DTYPE} < {row["variant"] for row in rows}
+    late = torch.tensor([1.0, 3.0])
+    with pytest.raises(WrongResult, match="arrivals differ for 50.0%"):
+        suites.sphere._check(late, torch.tensor([1.0, torch.inf]), 0.1)
 
 
 @pytest.mark.inductor
