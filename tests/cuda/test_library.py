@@ -16,6 +16,7 @@ from tests.native.compiled import build
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "native" / "cuda" / "libmacaron_cuda.so"
+VARIANTS = 4  # csrc/cuda/sm90/product.h
 needs_library = pytest.mark.skipif(not BUILT.exists(), reason="the library was not built here")
 
 
@@ -64,6 +65,21 @@ def test_without_nvcc_it_is_left_out(monkeypatch):
     monkeypatch.setenv("NVCC", "/nonexistent")
     with pytest.raises(build.NotHere, match="the CUDA compiler /nonexistent is not there"):
         build.plan_cuda(build.Modes())
+
+
+def test_without_cutlass_the_rest_is_built(monkeypatch, tmp_path):
+    """Its headers are looked for where sm_90a is compiled for; the library will say why it lacks what needs them."""
+    monkeypatch.delenv("MACARON_OPS_CUTLASS", raising=False)
+    assert build.cutlass(["80", "90"]) == (None, "it was not built for sm_90a")
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    include, why = build.cutlass(["90a"])
+    assert include is None and "pip install --no-deps nvidia-cutlass" in why
+    monkeypatch.setenv("MACARON_OPS_CUTLASS", str(tmp_path))
+    with pytest.raises(build.BuildError, match="there is no include/cutlass/cutlass.h in it"):
+        build.cutlass(["90a"])
+    tmp_path.joinpath("include", "cutlass").mkdir(parents=True)
+    tmp_path.joinpath("include", "cutlass", "cutlass.h").touch()
+    assert build.cutlass(["90a"]) == (tmp_path / "include", "")
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -115,6 +131,8 @@ def test_it_names_libtorch_and_looks_nowhere_of_its_own():
     assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
     undefined = subprocess.check_output(["nm", "-D", "--undefined-only", BUILT], text=True).splitlines()
     assert ["w", "aoti_torch_get_current_cuda_stream"] in [line.split() for line in undefined]
+    # What the driver exports is asked for when it is needed: cuTensorMapEncodeTiled, of CUTLASS.
+    assert not [line for line in undefined if re.match(r"(cu[A-Z]|cuda[A-Z]|Py)", line.split()[-1])]
 
 
 @needs_library
@@ -153,3 +171,19 @@ def test_instructions(kernels, instructions):
     """Tensor cores, asynchronous copies, 16 bytes a read of shared memory, the exponential of the hardware."""
     text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
     assert not [name for name in instructions if name not in text]
+
+
+HOPPER = sorted(BUILT.parent.glob("sm90/*.o"))
+
+
+@needs_library
+@pytest.mark.skipif(not HOPPER, reason="the library was built without CUTLASS")
+@pytest.mark.parametrize("product", ["hidden", "residual", "backward"])
+def test_instructions_of_hopper(product):
+    """Each kernel multiplies by wgmma, copies by TMA, and its producer hands registers to the consumers."""
+    text = cuobjdump("--dump-sass", BUILT.parent / "sm90" / f"{product}_bf16.o")
+    kernels = text.split("Function : ")[1:]
+    assert len(kernels) == VARIANTS
+    for kernel in kernels:
+        missing = [name for name in ("HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG") if name not in kernel]
+        assert not missing, (kernel.splitlines()[0], missing)

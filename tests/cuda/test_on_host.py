@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from macaron_ops.reference.activation import activate
+
 ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 COMPILER = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
@@ -233,3 +235,49 @@ def test_conversions(tmp_path):
         assert torch.equal(found[:, i][finite].to(torch.int16), expected.view(torch.int16)[finite])
         wide = found[:, 2 + i].contiguous().view(torch.float32)
         assert torch.equal(wide[finite], expected.float()[finite]) and wide[~finite].isnan().all()
+
+
+ACTIVATIONS = """
+#include "cuda/activation16.h"
+#include <cstdio>
+using namespace macaron_ops::cuda;
+int main(int, char** arguments) {  // floats in; their activation, once more from the backward pass, and its slope out
+  float z;
+  while (std::fread(&z, 4, 1, stdin) == 1) {
+    with_activation(Activation(arguments[1][0] - '0'), [&](auto activation) {
+      float slope;
+      const float h = activate16<decltype(activation)::value>(z);
+      const float again = activate16<decltype(activation)::value>(z, 1.f, slope);
+      const float found[] = {h, again, slope};
+      std::fwrite(found, 4, 3, stdout);
+    });
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("activations")
+    folder.joinpath("activations.cpp").write_text(ACTIVATIONS)
+    return compiled(folder / "activations.cpp", folder, "-O1")
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_activations_of_16_bits(name, activations):
+    """Of every bfloat16: within 2^-20 of max(1, |z|), of what is rounded to 2^-11 at best; NaN where eager has it."""
+    z = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16).double()
+    z = z[~(z.abs() > 1e18) | z.isinf() | z.isnan()].requires_grad_()  # z^3 is finite in float32
+    exact = activate(z, name)
+    (slope,) = torch.autograd.grad(exact.sum(), z)
+    index = str(["relu", "gelu", "gelu_tanh", "silu"].index(name))
+    numbers = z.detach().float().numpy().tobytes()
+    done = subprocess.run([activations, index], input=numbers, stdout=subprocess.PIPE, check=True)
+    found = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(-1, 3).double()
+    finite = z.detach().isfinite()
+    bound = 2**-20 * z.detach().abs().clamp(min=1)[finite]
+    for i, expected in enumerate((exact.detach(), exact.detach(), slope)):
+        error = (found[finite, i] - expected[finite]).abs()
+        assert (error <= bound).all(), (z[finite][error > bound], error[error > bound])
+        assert found[z.isnan(), i].isnan().all() or (name == "relu" and i == 2)
+        assert (found[z == float("inf"), i] == expected[z == float("inf")]).all() or i == 2

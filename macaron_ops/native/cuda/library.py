@@ -24,6 +24,7 @@ __all__ = [
     "why_not_loaded",
     "why_not_on",
     "why_not_shared",
+    "why_not_wgmma",
 ]
 
 _ON_HOST = Path(native.__file__).parents[2] / "build" / "cuda-on-host" / "libmacaron_cuda.so"
@@ -33,6 +34,7 @@ _HOW_TO_BUILD = "python tools/build_native.py --cuda-on-host"
 class _Loaded(NamedTuple):
     why_not: str | None
     archs: tuple[str, ...]
+    without_sm90: str  # why it has no products for sm_90a
 
 
 def on_host() -> bool:
@@ -67,14 +69,15 @@ def _load() -> _Loaded:
                 raise native.Refused("torch sees no CUDA device")
         torch.ops.load_library(str(path().absolute()))
         found = tuple(torch.ops.macaron_ops_cuda.archs().split())
+        without_sm90 = torch.ops.macaron_ops_cuda.without_sm90()
     except native.Refused as reason:
-        return _Loaded(str(reason), ())
+        return _Loaded(str(reason), (), "")
     except (OSError, RuntimeError, AttributeError) as error:
         why = f"its library does not load with torch {torch.__version__}: {error.__cause__ or error}"
-        return _Loaded(why, ())
+        return _Loaded(why, (), "")
     if (found == ("host",)) != on_host():
-        return _Loaded(f"{path()} is a library {'for a GPU' if on_host() else 'for tests on the CPU'}", ())
-    return _Loaded(None, found)
+        return _Loaded(f"{path()} is a library {'for a GPU' if on_host() else 'for tests on the CPU'}", (), "")
+    return _Loaded(None, found, without_sm90)
 
 
 @functools.cache
@@ -100,6 +103,15 @@ def why_not_shared(device: torch.device, needed: int) -> str | None:
         return None
     there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     return None if needed <= there else f"it needs {needed >> 10} KiB of shared memory a block, there are {there >> 10}"
+
+
+@functools.cache
+def why_not_wgmma(device: torch.device) -> str | None:
+    """Why the products for sm_90a do not run on a device, or are not in the library."""
+    if _load().without_sm90:
+        return _load().without_sm90
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability == (9, 0) else "they are for compute capability 9.0, not {}.{}".format(*capability)
 
 
 def runs_on(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
