@@ -1,13 +1,21 @@
 """Claim: the wide FFN half-step on Hopper keeps the tolerance rule in y and every gradient, for every activation, norm
-and tile of its products, past the edges of tiles, with z kept or not, also inside a CUDA graph."""
+and tile of its products, past the edges of tiles, with z kept or not, also inside a CUDA graph. And without a GPU: with
+products that PyTorch computes, what is put around them is the definition, whichever gradients are needed."""
+
+import importlib
+import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import macaron_ops
 from macaron_ops.native.cuda import library, wide_ffn
+from macaron_ops.reference.activation import activate, activate_backward
+from macaron_ops.reference.ffn_step import Options, Tensors
 from tests import twins
-from tests.rule import assert_draws_by_rule
+from tests.rule import assert_by_rule, assert_draws_by_rule
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 VARIANTS = range(4)  # csrc/cuda/sm90/product.h
@@ -176,3 +184,53 @@ def test_explain():
     args, _ = drawn((8, 264, 136), "layer", torch.bfloat16)
     with macaron_ops.use_backend("cuda"):
         assert "products by CUTLASS" in str(macaron_ops.explain(macaron_ops.ffn_step, *args))
+
+
+# -- without a GPU ---------------------------------------------------------------------------------------------------
+
+
+def hidden(n, w_in, b_in, activation, keep, *_):
+    z = F.linear(n, w_in, b_in)
+    return activate(z, ACTIVATIONS[activation]), z if keep else z.new_empty(0)
+
+
+def residual(h, w_out, b_out, x, a, c, *_):
+    return a * x + c * F.linear(h, w_out, b_out)
+
+
+def hidden_backward(grad, w_out, z, activation, c, need_h, need_sums, *_):
+    name, columns = ACTIVATIONS[activation], 16  # of a tile of 2 rows
+    dz = activate_backward(c * grad @ w_out, z, name)
+    padded = F.pad(dz, (0, -dz.shape[1] % columns, 0, -len(dz) % 2))
+    sums = padded.view(-1, 2, padded.shape[1]).sum(1)
+    return dz, activate(z, name) if need_h else z.new_empty(0), sums if need_sums else sums[:0]
+
+
+@pytest.mark.skipif(not library.on_host(), reason="the row kernels of this process are for a GPU")
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize("norm", ["layer", "sphere", None])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_around_the_products(activation, norm, save, monkeypatch):
+    products = SimpleNamespace(ffn_hidden=hidden, ffn_residual=residual, ffn_hidden_backward=hidden_backward)
+    monkeypatch.setattr(wide_ffn, "_ops", products)
+    definition = importlib.import_module("macaron_ops.reference.ffn_step")
+    x, dy, w_in, b_in, w_out, b_out = (torch.randn(s) for s in ((2, 5, 24), (2, 5, 24), (40, 24), 40, (24, 40), 24))
+    affine = (None, None) if norm is None else (torch.randn(24), torch.randn(24))
+    tensors = Tensors(w_in / 24**0.5, b_in, w_out / 40**0.5, b_out, *affine, None)
+    options = Options(norm, 1e-5, activation, 0.5, 1.5, "pre", 0.0, 0.0, 0)
+    wide = Tensors(*(None if t is None else t.double() for t in tensors))
+    there = [True, *(t is not None for t in tensors)]
+    alone = [tuple(i == j for j in range(len(there))) for i, given in enumerate(there) if given]
+    for needs in (tuple(there), *alone):
+        found = []
+        for module, x_, dy_, t in itertools.chain(
+            [(wide_ffn, x, dy, tensors)],
+            ((definition, x.to(w), dy.to(w), t) for w, t in ((x, tensors), (wide[0], wide))),
+        ):
+            y, saved = module.forward(x_, t, options, save)
+            grad_x, grads = module.backward(dy_, needs, x_, t, saved, options)
+            found.append((y, grad_x, *grads))
+        for i, (ours, eager, exact) in enumerate(zip(*found, strict=True)):
+            assert (ours is None) == (exact is None) == (i > 0 and not needs[i - 1])
+            if ours is not None:
+                assert_by_rule(f"output {i}", ours, eager, exact)
