@@ -82,6 +82,17 @@ def test_without_cutlass_the_rest_is_built(monkeypatch, tmp_path):
     assert build.cutlass(["90a"]) == (tmp_path / "include", "")
 
 
+def test_torch_compile_traces_the_choice():
+    """What the library says of itself, once it was loaded, is a constant for torch.compile."""
+
+    def asked(x):
+        return x + len(library.archs()) if library.why_not_loaded() is None else x - 1
+
+    x = torch.zeros(2)
+    expected = asked(x)
+    assert torch.equal(torch.compile(asked, fullgraph=True, backend="eager")(x), expected)
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 WHY = "import macaron_ops; print(macaron_ops.backends()['cuda'].reason)"

@@ -180,6 +180,20 @@ def test_cuda_graph(activation):
 
 
 @pytest.mark.gpu
+def test_torch_compile():
+    args, affine = drawn((70, 264, 136), "layer", torch.bfloat16)
+    grad = torch.ones_like(args[0])
+
+    def step(*args, **affine):
+        with macaron_ops.use_backend("cuda"):
+            return macaron_ops.ffn_step(*args, **affine, activation="gelu")
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for one, other in zip(run(compiled, args, affine, grad), run(step, args, affine, grad), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
 def test_explain():
     args, _ = drawn((8, 264, 136), "layer", torch.bfloat16)
     with macaron_ops.use_backend("cuda"):

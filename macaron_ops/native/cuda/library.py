@@ -58,8 +58,17 @@ def path() -> Path:
     return native.library_path("cuda")
 
 
-@functools.cache
+_loaded: _Loaded | None = None  # as a global of the module torch.compile reads it: into _open it could not trace
+
+
 def _load() -> _Loaded:
+    global _loaded
+    if _loaded is None:
+        _loaded = _open()
+    return _loaded
+
+
+def _open() -> _Loaded:
     try:
         if on_host() and not path().exists():
             raise native.Refused(f"MACARON_OPS_CUDA_ON_HOST=1, and {path()} was not built: {_HOW_TO_BUILD}")
