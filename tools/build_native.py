@@ -162,11 +162,12 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
     torch = find_torch()
     nvcc, nvcc_version = ("", "") if modes.cuda_on_host else cuda_compiler(torch)
     cxx, version = compiler()
-    hopper, without = [], "it is for a GPU, not for tests on the CPU"
+    hopper, without = [], ""
     optimise = SANITIZE if modes.sanitize else "-O1" if modes.cuda_on_host else "-O2"
     if modes.cuda_on_host:
         record = {"on host": True, "compiler": version}
         archs, libraries = "host", ""
+        kernels += ROOT.glob("csrc/cuda/host/*.cpp")  # in place of CUTLASS's
         cu = f"{cxx} -x c++ {LANGUAGE} {optimise} {ON_HOST}"
     else:
         names = cuda_archs()
@@ -197,7 +198,7 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
         )
     objects = []
     for source in (*hopper, *kernels, *glue):  # what takes longest first
-        kind = "sm90" if source in hopper else "kernel" if source.suffix == ".cu" else "glue"
+        kind = "sm90" if source in hopper else "kernel" if source in kernels else "glue"
         objects.append(f"{folder}/{kind}/{source.stem}.o")
         lines.append(f"build {objects[-1]}: {kind} {source.relative_to(ROOT)}")
     headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')}"

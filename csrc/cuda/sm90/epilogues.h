@@ -1,7 +1,8 @@
 // The epilogues of product.h as visitor trees: each node gets its children's fragments of the tile, in float32.
+// What they compute is in elements.h.
 #pragma once
 
-#include "../activation16.h"
+#include "elements.h"
 #include "gemm.h"
 
 namespace macaron_ops::cuda::sm90 {
@@ -27,26 +28,6 @@ struct Kept {
 
 // -- hidden ----------------------------------------------------------------------------------------------------------
 
-struct ActivateArguments {
-  Activation activation = Activation::relu;
-};
-template <class Fragment>
-struct Activate {
-  using Arguments = ActivateArguments;
-  CUTLASS_DEVICE Fragment operator()(const Fragment& z, const Arguments& arguments) const {
-    Fragment h;
-    with_activation(arguments.activation, [&](auto activation) {
-#pragma unroll
-      for (int i = 0; i < Fragment::kElements; ++i) h[i] = activate16<decltype(activation)::value>(z[i]);
-    });
-    return h;
-  }
-};
-template <>
-struct Activate<float> {  // is asked what the arguments are
-  using Arguments = ActivateArguments;
-};
-
 template <class T, class V>
 struct Hidden {
   using Source = void;
@@ -60,25 +41,6 @@ struct Hidden {
 };
 
 // -- residual --------------------------------------------------------------------------------------------------------
-
-struct ResidualArguments {
-  float a = 1.f, c = 1.f;
-};
-template <class Fragment>
-struct Residual {
-  using Arguments = ResidualArguments;
-  CUTLASS_DEVICE Fragment operator()(const Fragment& sum, const Fragment& bias, const Fragment& x,
-                                     const Arguments& arguments) const {
-    Fragment y;
-#pragma unroll
-    for (int i = 0; i < Fragment::kElements; ++i) y[i] = arguments.a * x[i] + arguments.c * (sum[i] + bias[i]);
-    return y;
-  }
-};
-template <>
-struct Residual<float> {
-  using Arguments = ResidualArguments;
-};
 
 template <class T, class V>
 struct WithResidual {
@@ -141,10 +103,7 @@ struct Differentiate : Kept<T, V, T>::Node {
     CUTLASS_DEVICE cutlass::Array<float, N> visit(const cutlass::Array<Sums, N>& sums, int v, int, int,
                                                   const cutlass::Array<Z, N>& z) {
       cutlass::Array<float, N> h, dz;
-      with_activation(activation, [&](auto name) {
-#pragma unroll
-        for (int i = 0; i < N; ++i) h[i] = activate16<decltype(name)::value>(float(z[i]), c * float(sums[i]), dz[i]);
-      });
+      differentiate<N>(activation, c, sums, z, h, dz);
       cute::recast<cutlass::Array<T, N>>(cute::coalesce(this->tC_rAux))(v) =
           cutlass::NumericArrayConverter<T, float, N, kRound>{}(h);
       return dz;
@@ -157,26 +116,6 @@ struct Differentiate : Kept<T, V, T>::Node {
     return Callbacks<decltype(base)>(cute::move(base), *params);
   }
 };
-
-// Sums over the lanes that hold the same columns, in registers: lane i of kLanes, which lie 4 lanes of the warp apart, ends
-// with the i-th of kLanes parts of the columns. In each turn it gives one half of what it has for the other.
-template <int kLanes, int N>
-CUTLASS_DEVICE void add_lanes(const float (&part)[N], float (&sums)[N / kLanes], int lane) {
-  constexpr int kHalf = N / 2, kApart = kLanes / 2;
-  const bool upper = lane & kApart;
-  float next[kHalf];
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const float keep = upper ? part[i + kHalf] : part[i], give = upper ? part[i] : part[i + kHalf];
-    next[i] = keep + __shfl_xor_sync(kWholeWarp, give, 4 * kApart);
-  }
-  if constexpr (kApart > 1) {
-    add_lanes<kApart>(next, sums, lane);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) sums[i] = next[i];
-  }
-}
 
 // The sums of a tile's columns, (tiles of rows, columns of whole tiles). CUTLASS's node, whose own way over the lanes
 // takes its sums to local memory.

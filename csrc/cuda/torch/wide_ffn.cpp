@@ -127,7 +127,7 @@ STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cuda, CompositeExplicitAutograd, m) {
 }
 
 #ifdef MACARON_OPS_SM90
-STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cuda, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(macaron_ops_cuda, MACARON_DISPATCH_KEY, m) {
   m.impl("ffn_hidden", TORCH_BOX(&hidden));
   m.impl("ffn_residual", TORCH_BOX(&residual));
   m.impl("ffn_hidden_backward", TORCH_BOX(&hidden_backward));

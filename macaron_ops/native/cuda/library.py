@@ -119,6 +119,8 @@ def why_not_wgmma(device: torch.device) -> str | None:
     """Why the products for sm_90a do not run on a device, or are not in the library."""
     if _load().without_sm90:
         return _load().without_sm90
+    if device.type != "cuda":  # the host's products, or shapes without numbers
+        return None
     capability = torch.cuda.get_device_capability(device)
     return None if capability == (9, 0) else "they are for compute capability 9.0, not {}.{}".format(*capability)
 
