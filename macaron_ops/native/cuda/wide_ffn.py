@@ -17,7 +17,7 @@ from .library import why_not_wgmma
 from .norm_rows import norm_rows, norm_rows_backward
 from .rows import why_not_width
 
-__all__ = ["backward", "detail", "forward", "why_not"]
+__all__ = ["backward", "detail", "forward", "variant", "why_not"]
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")  # the order of csrc/cuda/operators.h
 _ops = torch.ops.macaron_ops_cuda
@@ -37,11 +37,21 @@ def detail(request) -> str:
     return "products by CUTLASS with their epilogues"
 
 
-def variant(rows: int, columns: int, depth: int) -> tuple[int, int]:
-    """The tile of ``csrc/cuda/sm90/product.h`` for a product, and how many tiles neighbours take in turn."""
-    if rows <= 1024:
-        return 3, 1
-    return 0, 8
+# For each product: of so many tiles of 128 x 128 at most, which of the tiles of csrc/cuda/sm90/product.h, and how many
+# of them neighbours take in turn. Reckoned, not timed (docs/cuda_kernels.md): `python -m macaron_ops.bench.ffn_tiles`
+# times all. 132 is what an H100 works on at a time: of fewer tiles, halves keep more of it busy.
+_FEW, _ANY = 132, 1 << 62
+TILES = {
+    "hidden": ((_FEW, 3, 1), (_ANY, 0, 8)),
+    "residual": ((_FEW, 3, 1), (_ANY, 0, 8)),
+    "backward": ((_FEW, 3, 1), (_ANY, 0, 8)),
+}
+
+
+def variant(product: str, rows: int, columns: int) -> tuple[int, int]:
+    """The tile that a product's out (rows, columns) is made of, and how many neighbours take in turn."""
+    tiles = -(-rows // 128) * -(-columns // 128)
+    return next((tile, swizzle) for most, tile, swizzle in TILES[product] if tiles <= most)
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Tensor]:
@@ -49,9 +59,7 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Tensor]:
     t, o, keep = tensors, options, save == "fast"
     flat = x.reshape(-1, x.shape[-1])
     h, z = _hidden(_normalized(flat, t, o), t, o, keep and not _reads_h(o))
-    y = _ops.ffn_residual(
-        h, t.w_out, t.b_out, flat, o.residual_scale, o.step, *variant(len(flat), x.shape[-1], h.shape[1])
-    )
+    y = _ops.ffn_residual(h, t.w_out, t.b_out, flat, o.residual_scale, o.step, *variant("residual", *flat.shape))
     kept = (h if _reads_h(o) else z).view(*x.shape[:-1], h.shape[1]) if keep else x.new_empty(0)
     return y.view(x.shape), kept
 
@@ -75,7 +83,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, hidden: 
     if need_dn or need.w_in or need.b_in or (need.w_out and h is None):
         dz, again, sums = _ops.ffn_hidden_backward(
             dy, t.w_out, z, ACTIVATIONS.index(o.activation), o.step, need.w_out and h is None, need.b_in,
-            *variant(len(flat), length, width),
+            *variant("backward", len(flat), length),
         )  # fmt: skip
         h = again if h is None else h
         grads["b_in"] = sums[:, :length].sum(0) if need.b_in else None
@@ -110,7 +118,7 @@ def _normalized(flat: Tensor, tensors, options) -> Tensor:
 def _hidden(n: Tensor, tensors, options, keep: bool) -> tuple[Tensor, Tensor]:
     """h (M, F), and z if it is to be kept."""
     t = tensors
-    chosen = variant(len(n), t.w_in.shape[0], n.shape[1])
+    chosen = variant("hidden", len(n), t.w_in.shape[0])
     return _ops.ffn_hidden(n, t.w_in, t.b_in, ACTIVATIONS.index(options.activation), keep, *chosen)
 
 
