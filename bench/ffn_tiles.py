@@ -4,7 +4,7 @@
 
 What it is for: the table `TILES` of macaron_ops/native/cuda/wide_ffn.py. Every tile's numbers are checked against those
 of the first before they are timed. A ratio is the time of cuBLAS's bare product of the same operands over ours with its
-epilogue, round by round: at 1 the epilogue costs nothing. On a GPU a call is a CUDA graph's replay. The operands stay in
+epilogue, round by round: at 1 the epilogue costs nothing. On a GPU a call is a CUDA graph's replay. Operands stay in
 the cache if they fit.
 """
 
