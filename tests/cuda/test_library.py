@@ -20,10 +20,8 @@ VARIANTS = 4  # csrc/cuda/sm90/product.h
 needs_library = pytest.mark.skipif(not BUILT.exists(), reason="the library was not built here")
 
 
-def in_another_process(script, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+def in_another_process(script, python=sys.executable, **environment):
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -146,10 +144,19 @@ def test_it_names_libtorch_and_looks_nowhere_of_its_own():
     assert not [line for line in undefined if re.match(r"(cu[A-Z]|cuda[A-Z]|Py)", line.split()[-1])]
 
 
+# Interpreters with another torch, of any Python, apart from this one: "/a/bin/python:/b/bin/python".
+PYTHONS = [python for python in os.environ.get("MACARON_OPS_TEST_PYTHONS", "").split(os.pathsep) if python]
+
+
 @needs_library
-def test_it_loads_without_cuda():
-    script = f"import torch; torch.ops.load_library({str(BUILT)!r}); print(torch.ops.macaron_ops_cuda.archs())"
-    assert re.fullmatch(r"[0-9af ]+", in_another_process(script, CUDA_VISIBLE_DEVICES=""))
+@pytest.mark.parametrize("python", [sys.executable, *PYTHONS])
+def test_it_loads_without_cuda(python):
+    """The same file, whichever torch it meets, and knows why it has no products for Hopper, or that it has them."""
+    script = (
+        f"import torch; torch.ops.load_library({str(BUILT)!r}); ops = torch.ops.macaron_ops_cuda;"
+        "assert bool(ops.without_sm90()) != hasattr(ops, 'ffn_hidden'); print(ops.archs())"
+    )
+    assert re.fullmatch(r"[0-9af ]+", in_another_process(script, python, CUDA_VISIBLE_DEVICES=""))
 
 
 def cuobjdump(*arguments):
@@ -166,6 +173,7 @@ def test_no_kernel_spills():
     text = cuobjdump("--dump-resource-usage", BUILT)
     kernels = re.findall(r"Function (\S+):\s*\n\s*REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert len(kernels) > 100
+    assert sum("cutlass" in name for name, *_ in kernels) == len(HOPPER) * VARIANTS
     assert not [name for name, stack, local in kernels if stack != "0" or local != "0"]
 
 
@@ -189,12 +197,18 @@ HOPPER = sorted(BUILT.parent.glob("sm90/*.o"))
 
 @needs_library
 @pytest.mark.skipif(not HOPPER, reason="the library was built without CUTLASS")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("product", ["hidden", "residual", "backward"])
-def test_instructions_of_hopper(product):
-    """Each kernel multiplies by wgmma, copies by TMA, and its producer hands registers to the consumers."""
-    text = cuobjdump("--dump-sass", BUILT.parent / "sm90" / f"{product}_bf16.o")
+def test_instructions_of_hopper(product, dtype):
+    """A kernel for each tile: it multiplies by wgmma in its dtype with float32 sums, copies by TMA both ways, and its
+    producer hands registers to the consumers; nothing in local memory. Blocks of a cluster share a copy: all tiles' but
+    those for few rows, whose clusters are one block."""
+    text = cuobjdump("--dump-sass", BUILT.parent / "sm90" / f"{product}_{dtype}.o")
     kernels = text.split("Function : ")[1:]
     assert len(kernels) == VARIANTS
+    multiplies = r"HGMMA\.64x\d+x16\.F32" + (r"\.BF16" if dtype == "bf16" else r"(?!\.)")
     for kernel in kernels:
-        missing = [name for name in ("HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG") if name not in kernel]
+        missing = [name for name in (multiplies, "UTMALDG", "UTMASTG", "USETMAXREG") if not re.search(name, kernel)]
         assert not missing, (kernel.splitlines()[0], missing)
+        assert not re.search(r"\b(LDL|STL)\b", kernel), kernel.splitlines()[0]
+    assert sum("UTMALDG.3D.MULTICAST" in kernel for kernel in kernels) == VARIANTS - 1

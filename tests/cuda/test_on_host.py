@@ -237,6 +237,38 @@ def test_conversions(tmp_path):
         assert torch.equal(wide[finite], expected.float()[finite]) and wide[~finite].isnan().all()
 
 
+LANES = """
+#include "cuda/device.h"
+#include "cuda/sm90/elements.h"
+#include <cstdio>
+using namespace macaron_ops::cuda;
+constexpr int kNumbers = 32;
+void kernel(float* out) {
+  const int lane = int(threadIdx.x);
+  float part[kNumbers], sums[kNumbers / 8];
+  for (int i = 0; i < kNumbers; ++i) part[i] = float((lane * 37 + i * 11) % 64);
+  sm90::add_lanes<8>(part, sums, lane / 4);
+  for (int i = 0; i < kNumbers / 8; ++i) out[lane * (kNumbers / 8) + i] = sums[i];
+}
+int main() {
+  float out[kWarp * kNumbers / 8];
+  launch(Launch{1, kWarp, 0, nullptr}, kernel, out);
+  for (float number : out) std::printf("%g\\n", double(number));
+}
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_sums_over_the_lanes_of_an_epilogue(order, tmp_path):
+    """Of 8 lanes that hold the same columns, 4 apart, the i-th ends with the i-th eighth of the columns' sums."""
+    tmp_path.joinpath("lanes.cpp").write_text(LANES)
+    code, printed = outcome(compiled(tmp_path / "lanes.cpp", tmp_path, "-O1"), order)
+    lane, column = torch.arange(32).view(8, 4, 1), torch.arange(32)
+    sums = ((lane * 37 + column * 11) % 64).sum(0)  # (lane % 4, column)
+    expected = sums.view(4, 8, 4).transpose(0, 1).flatten()  # (lane / 4, lane % 4, of the eighth)
+    assert code == 0 and printed == "".join(f"{number}\n" for number in expected.tolist())
+
+
 ACTIVATIONS = """
 #include "cuda/activation16.h"
 #include <cstdio>
