@@ -41,7 +41,7 @@ class Goal:
     tokens: int | None = None
 
 
-NATIVE, TRITON, AUTO = f"{OURS} native", f"{OURS} triton", f"{OURS} auto"
+NATIVE, TRITON, CUDA, AUTO = f"{OURS} native", f"{OURS} triton", f"{OURS} cuda", f"{OURS} auto"
 LIE_TROTTER = f"{EAGER} Lie-Trotter"
 _FORWARD, _TRAINING = "forward", "forward+backward"
 _SPACE = ("ops", "sphere_attend_step D=3", "float32")
@@ -54,6 +54,7 @@ _MODEL = ("model", "MiniLM-L6 *")
 # On a GPU, in bfloat16 over 16,384 tokens; the bounds are for an H100.
 _MANY_TOKENS = {"of": WORST, "tokens": 16384}
 _WIDE, _CONFORMERS = "ffn_step wmt-big*", "ffn_step conformer-*"
+_WHOLE = ("ops", "ffn_step wmt-big F=4096")
 _ROWS = ("normalize_step", "layer_norm")
 _SPHERE = ("ops", "sphere_attend_step D=64, 65,536 particles")
 _SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
@@ -86,6 +87,10 @@ _GPU_GOALS = (
     _on_gpu(_WIDE, _FORWARD, PRODUCTS, 1 / 1.08),
     _on_gpu(_WIDE, _FORWARD, EAGER, 1.3),
     _on_gpu(_WIDE, _FORWARD, COMPILED, 1.1),
+    *(
+        Goal("ffn_step, F=4096, by CUTLASS", (*_WHOLE, "bfloat16", _FORWARD), CUDA, over, bound, **_MANY_TOKENS)
+        for over, bound in ((PRODUCTS, 1 / 1.05), (TRITON, 1.0))
+    ),
     _on_gpu(_CONFORMERS, _FORWARD, EAGER, 1.8),
     _on_gpu(_CONFORMERS, _FORWARD, COMPILED, 1.25),
     _on_gpu(_FFN[1], _TRAINING, EAGER, 1.25),

@@ -125,6 +125,7 @@ def _cuda_library() -> list[tuple[str, str]]:
     if "archs" in record:
         rows.append(("built for", ", ".join(f"sm_{arch}" for arch in record["archs"])))
         rows.append(("built by", f"{record['compiler']}, with the headers of torch {record['torch headers']}"))
+        rows.append(("wide FFN", record.get("wide FFN", "")))
     if newer and "archs" in record:
         rows.append(("out of date", f"{', '.join(newer)} changed after it was built"))
     return rows

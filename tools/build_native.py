@@ -14,6 +14,7 @@ through setup.py, where a part that cannot be built is left out with a loud mess
     MACARON_OPS_BUILD  the parts to build ("cpu,cuda"), and then one that is missing is an error; "none" builds nothing.
                        Not set: "cpu", and "cuda" where nvcc and a torch with CUDA are
     MACARON_OPS_CUDA_ARCHS   the GPUs to compile for ("80;90a"); not set: those of this machine, or these two
+    MACARON_OPS_CUTLASS      CUTLASS 4, for the wide FFN on sm_90a; not set: that of the wheel nvidia-cutlass
     CXX, NVCC, MAX_JOBS      the compilers, and how many files they compile at a time
 """
 
@@ -147,6 +148,8 @@ def plan_cpu(modes: Modes) -> tuple[str, dict]:
 DEFAULT_ARCHS = "80;90a"
 # What tests ask of the compiled kernels (no spills, no local memory) is shown while they are compiled.
 NVCC = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills,-warn-lmem-usage"
+# The products by CUTLASS: wgmma and TMA, which sm_90a alone has. Its checks of itself would take a stack.
+HOPPER = "-gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -DNDEBUG"
 # Switching stacks by longjmp is what fibers are, and what _FORTIFY_SOURCE forbids.
 ON_HOST = "-DMACARON_OPS_CUDA_ON_HOST -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
 
@@ -159,10 +162,12 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
     torch = find_torch()
     nvcc, nvcc_version = ("", "") if modes.cuda_on_host else cuda_compiler(torch)
     cxx, version = compiler()
+    hopper, without = [], ""
     optimise = SANITIZE if modes.sanitize else "-O1" if modes.cuda_on_host else "-O2"
     if modes.cuda_on_host:
         record = {"on host": True, "compiler": version}
         archs, libraries = "host", ""
+        kernels += ROOT.glob("csrc/cuda/host/*.cpp")  # in place of CUTLASS's
         cu = f"{cxx} -x c++ {LANGUAGE} {optimise} {ON_HOST}"
     else:
         names = cuda_archs()
@@ -170,6 +175,11 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
         record = {"archs": names, "compiler": nvcc_version}
         libraries = f"{cuda_libraries(nvcc)} -lcudart_static -lrt -lpthread -ldl"
         cu = f"{nvcc} -ccbin {cxx} {NVCC} {' '.join(flag for name in names for flag in generate(name, names))}"
+        include, without = cutlass(names)
+        if include is not None:
+            hopper = sorted(ROOT.glob("csrc/cuda/sm90/*.cu"))
+            hopper_cu = f"{nvcc} -ccbin {cxx} {NVCC} {HOPPER} -isystem {option('', include)}"
+        record["wide FFN"] = without or "with CUTLASS"
     folder = f"{modes.folder}/cuda"
     lines = [
         "ninja_required_version = 1.5",
@@ -182,13 +192,19 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
             "link $out",
         ),
     ]
+    if hopper:
+        lines.append(
+            rule("sm90", f"{hopper_cu} -MD -MF $out.d -c $in -o $out", "cu $in", "depfile = $out.d", "deps = gcc")
+        )
     objects = []
-    for source in (*kernels, *glue):
-        kind = "kernel" if source.suffix == ".cu" else "glue"
+    for source in (*hopper, *kernels, *glue):  # what takes longest first
+        kind = "sm90" if source in hopper else "kernel" if source in kernels else "glue"
         objects.append(f"{folder}/{kind}/{source.stem}.o")
         lines.append(f"build {objects[-1]}: {kind} {source.relative_to(ROOT)}")
     headers = f"{TORCH_TARGET} {option('-isystem', torch.folder / 'include')}"
     headers += " " + option("-DMACARON_OPS_CUDA_ARCHS=", f'"{archs}"')
+    if without:
+        headers += " " + option("-DMACARON_OPS_WITHOUT_SM90=", f'"{without}"')
     lines.insert(2, f"flags = {LANGUAGE} {optimise} {headers} {ON_HOST if modes.cuda_on_host else ''}")
     lines.append(f"build {folder}/{PARTS['cuda'].library}: link {' '.join(objects)}")
     return "\n".join(lines) + "\n", record | {"torch headers": torch.version}
@@ -241,6 +257,24 @@ def cuda_archs() -> list[str]:
         if number is None or int(number[1]) < 80:
             raise BuildError(f"MACARON_OPS_CUDA_ARCHS={value}: {name!r} is no GPU from 80 (Ampere) on; such as 80;90a")
     return names
+
+
+def cutlass(archs: list[str]) -> tuple[Path | None, str]:
+    """The folder of CUTLASS's headers, and why there are no products by CUTLASS ("" where there are).
+
+    They come with the wheel nvidia-cutlass, of which nothing else is used, or as MACARON_OPS_CUTLASS says.
+    """
+    if "90a" not in archs:
+        return None, "it was not built for sm_90a"
+    given = os.environ.get("MACARON_OPS_CUTLASS")
+    found = None if given else importlib.util.find_spec("cutlass_library")
+    places = [Path(given)] if given else [Path(p, "source") for p in (found and found.submodule_search_locations) or ()]
+    for place in places:
+        if place.joinpath("include", "cutlass", "cutlass.h").exists():
+            return place / "include", ""
+    if given:
+        raise BuildError(f"MACARON_OPS_CUTLASS={given}: there is no include/cutlass/cutlass.h in it")
+    return None, "it was built without CUTLASS's headers (pip install --no-deps nvidia-cutlass)"
 
 
 def generate(arch: str, archs: list[str]) -> list[str]:

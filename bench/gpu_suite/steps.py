@@ -13,8 +13,9 @@ from pathlib import Path
 import macaron_ops
 from macaron_ops import native
 
-from .. import numbers
+from .. import ffn_tiles, numbers
 from ..lines import aligned
+from ..presets import PRESETS
 
 CHECKOUT = Path(macaron_ops.__file__).resolve().parent.parent
 PROCESSES = max(1, min(14, (os.cpu_count() or 1) - 2))  # of what compiles; each holds a context on the GPU
@@ -51,6 +52,13 @@ def _in_bfloat16(suite: str, backend: str | None, *filters: str) -> Callable[[Pa
     return bench(suite, "--dtype", "bfloat16", "--seconds", str(SECONDS), *asked, *ahead, *chosen)
 
 
+def _wide_ffn(folder: Path) -> list[str]:
+    """With the library for Hopper where it is; Triton's is timed all the same."""
+    backends = ("triton",) if ffn_tiles.why_not() else ("triton", "cuda")
+    asked = (argument for name in backends for argument in ("--backend", name))
+    return [*_in_bfloat16("ops", None, "ops/ffn_step wmt-big F=")(folder), *asked]
+
+
 def _why_no_tests() -> str | None:
     if not CHECKOUT.joinpath("tests", "conftest.py").exists():
         return "this is not a checkout: there are no tests"
@@ -76,10 +84,27 @@ STEPS = (
     Step(
         "ffn",
         "ffn_step over 16,384 tokens against eager, torch.compile and the bare products",
-        seconds=110,
+        seconds=95,
         least=40,
         limit=400,
-        command=_in_bfloat16("ops", "triton", "ops/ffn_step "),
+        command=_in_bfloat16("ops", "triton", *(f"ops/ffn_step {preset}/" for preset in PRESETS)),
+    ),
+    Step(
+        "wide",
+        "ffn_step at D=1024, F=4096: Triton's and CUTLASS's, against the same",
+        seconds=30,
+        least=20,
+        limit=200,
+        command=_wide_ffn,
+    ),
+    Step(
+        "tiles",
+        "each tile of CUTLASS's products against cuBLAS",
+        seconds=25,
+        least=20,
+        limit=120,
+        command=lambda folder: ["-m", "macaron_ops.bench.ffn_tiles", str(folder)],
+        why_not=ffn_tiles.why_not,
     ),
     Step(
         "rows",

@@ -109,4 +109,4 @@ def test_every_goal_names_a_variant_and_suite_that_the_harness_measures():
     for goal in goals.GOALS:
         assert goal.where[0] in ("layers", "ops", "model")
         assert goal.where[3] in ("forward", "forward+backward")
-        assert goal.variant.startswith((goals.NATIVE, goals.TRITON, goals.AUTO, goals.AFTER))
+        assert goal.variant.startswith((goals.NATIVE, goals.TRITON, goals.CUDA, goals.AUTO, goals.AFTER))

@@ -104,7 +104,6 @@ def test_frozen_subsets(norm, device):
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((2, 264, 8), {}, "D <= 256"),
         ((2, 12, 8), {}, "multiples of 8"),
         ((2, 16, 12), {}, "multiples of 8"),
         ((2, 16, 8), {"activation": "swiglu"}, "not swiglu"),

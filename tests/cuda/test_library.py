@@ -16,13 +16,12 @@ from tests.native.compiled import build
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "native" / "cuda" / "libmacaron_cuda.so"
+VARIANTS = 4  # csrc/cuda/sm90/product.h
 needs_library = pytest.mark.skipif(not BUILT.exists(), reason="the library was not built here")
 
 
-def in_another_process(script, **environment):
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **environment}
-    )
+def in_another_process(script, python=sys.executable, **environment):
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -64,6 +63,32 @@ def test_without_nvcc_it_is_left_out(monkeypatch):
     monkeypatch.setenv("NVCC", "/nonexistent")
     with pytest.raises(build.NotHere, match="the CUDA compiler /nonexistent is not there"):
         build.plan_cuda(build.Modes())
+
+
+def test_without_cutlass_the_rest_is_built(monkeypatch, tmp_path):
+    """Its headers are looked for where sm_90a is compiled for; the library will say why it lacks what needs them."""
+    monkeypatch.delenv("MACARON_OPS_CUTLASS", raising=False)
+    assert build.cutlass(["80", "90"]) == (None, "it was not built for sm_90a")
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    include, why = build.cutlass(["90a"])
+    assert include is None and "pip install --no-deps nvidia-cutlass" in why
+    monkeypatch.setenv("MACARON_OPS_CUTLASS", str(tmp_path))
+    with pytest.raises(build.BuildError, match="there is no include/cutlass/cutlass.h in it"):
+        build.cutlass(["90a"])
+    tmp_path.joinpath("include", "cutlass").mkdir(parents=True)
+    tmp_path.joinpath("include", "cutlass", "cutlass.h").touch()
+    assert build.cutlass(["90a"]) == (tmp_path / "include", "")
+
+
+def test_torch_compile_traces_the_choice():
+    """What the library says of itself, once it was loaded, is a constant for torch.compile."""
+
+    def asked(x):
+        return x + len(library.archs()) if library.why_not_loaded() is None else x - 1
+
+    x = torch.zeros(2)
+    expected = asked(x)
+    assert torch.equal(torch.compile(asked, fullgraph=True, backend="eager")(x), expected)
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
@@ -115,12 +140,23 @@ def test_it_names_libtorch_and_looks_nowhere_of_its_own():
     assert "RUNPATH" not in dynamic and "RPATH" not in dynamic
     undefined = subprocess.check_output(["nm", "-D", "--undefined-only", BUILT], text=True).splitlines()
     assert ["w", "aoti_torch_get_current_cuda_stream"] in [line.split() for line in undefined]
+    # What the driver exports is asked for when it is needed: cuTensorMapEncodeTiled, of CUTLASS.
+    assert not [line for line in undefined if re.match(r"(cu[A-Z]|cuda[A-Z]|Py)", line.split()[-1])]
+
+
+# Interpreters with another torch, of any Python, apart from this one: "/a/bin/python:/b/bin/python".
+PYTHONS = [python for python in os.environ.get("MACARON_OPS_TEST_PYTHONS", "").split(os.pathsep) if python]
 
 
 @needs_library
-def test_it_loads_without_cuda():
-    script = f"import torch; torch.ops.load_library({str(BUILT)!r}); print(torch.ops.macaron_ops_cuda.archs())"
-    assert re.fullmatch(r"[0-9af ]+", in_another_process(script, CUDA_VISIBLE_DEVICES=""))
+@pytest.mark.parametrize("python", [sys.executable, *PYTHONS])
+def test_it_loads_without_cuda(python):
+    """The same file, whichever torch it meets, and knows why it has no products for Hopper, or that it has them."""
+    script = (
+        f"import torch; torch.ops.load_library({str(BUILT)!r}); ops = torch.ops.macaron_ops_cuda;"
+        "assert bool(ops.without_sm90()) != hasattr(ops, 'ffn_hidden'); print(ops.archs())"
+    )
+    assert re.fullmatch(r"[0-9af ]+", in_another_process(script, python, CUDA_VISIBLE_DEVICES=""))
 
 
 def cuobjdump(*arguments):
@@ -137,6 +173,7 @@ def test_no_kernel_spills():
     text = cuobjdump("--dump-resource-usage", BUILT)
     kernels = re.findall(r"Function (\S+):\s*\n\s*REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert len(kernels) > 100
+    assert sum("cutlass" in name for name, *_ in kernels) == len(HOPPER) * VARIANTS
     assert not [name for name, stack, local in kernels if stack != "0" or local != "0"]
 
 
@@ -153,3 +190,25 @@ def test_instructions(kernels, instructions):
     """Tensor cores, asynchronous copies, 16 bytes a read of shared memory, the exponential of the hardware."""
     text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
     assert not [name for name in instructions if name not in text]
+
+
+HOPPER = sorted(BUILT.parent.glob("sm90/*.o"))
+
+
+@needs_library
+@pytest.mark.skipif(not HOPPER, reason="the library was built without CUTLASS")
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("product", ["hidden", "residual", "backward"])
+def test_instructions_of_hopper(product, dtype):
+    """A kernel for each tile: it multiplies by wgmma in its dtype with float32 sums, copies by TMA both ways, and its
+    producer hands registers to the consumers; nothing in local memory. Blocks of a cluster share a copy: all tiles' but
+    those for few rows, whose clusters are one block."""
+    text = cuobjdump("--dump-sass", BUILT.parent / "sm90" / f"{product}_{dtype}.o")
+    kernels = text.split("Function : ")[1:]
+    assert len(kernels) == VARIANTS
+    multiplies = r"HGMMA\.64x\d+x16\.F32" + (r"\.BF16" if dtype == "bf16" else r"(?!\.)")
+    for kernel in kernels:
+        missing = [name for name in (multiplies, "UTMALDG", "UTMASTG", "USETMAXREG") if not re.search(name, kernel)]
+        assert not missing, (kernel.splitlines()[0], missing)
+        assert not re.search(r"\b(LDL|STL)\b", kernel), kernel.splitlines()[0]
+    assert sum("UTMALDG.3D.MULTICAST" in kernel for kernel in kernels) == VARIANTS - 1

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from macaron_ops.reference.activation import activate
+
 ROOT = Path(__file__).parents[2]
 CUDA = ROOT / "csrc" / "cuda"
 COMPILER = sys.platform == "linux" and shutil.which(os.environ.get("CXX", "g++"))
@@ -233,3 +235,81 @@ def test_conversions(tmp_path):
         assert torch.equal(found[:, i][finite].to(torch.int16), expected.view(torch.int16)[finite])
         wide = found[:, 2 + i].contiguous().view(torch.float32)
         assert torch.equal(wide[finite], expected.float()[finite]) and wide[~finite].isnan().all()
+
+
+LANES = """
+#include "cuda/device.h"
+#include "cuda/sm90/elements.h"
+#include <cstdio>
+using namespace macaron_ops::cuda;
+constexpr int kNumbers = 32;
+void kernel(float* out) {
+  const int lane = int(threadIdx.x);
+  float part[kNumbers], sums[kNumbers / 8];
+  for (int i = 0; i < kNumbers; ++i) part[i] = float((lane * 37 + i * 11) % 64);
+  sm90::add_lanes<8>(part, sums, lane / 4);
+  for (int i = 0; i < kNumbers / 8; ++i) out[lane * (kNumbers / 8) + i] = sums[i];
+}
+int main() {
+  float out[kWarp * kNumbers / 8];
+  launch(Launch{1, kWarp, 0, nullptr}, kernel, static_cast<float*>(out));
+  for (float number : out) std::printf("%g\\n", double(number));
+}
+"""
+
+
+def test_sums_over_the_lanes_of_an_epilogue(tmp_path):
+    """Of 8 lanes that hold the same columns, 4 apart, the i-th ends with the i-th eighth of the columns' sums."""
+    tmp_path.joinpath("lanes.cpp").write_text(LANES)
+    program = compiled(tmp_path / "lanes.cpp", tmp_path, "-O1")
+    lane, column = torch.arange(32).view(8, 4, 1), torch.arange(32)
+    sums = ((lane * 37 + column * 11) % 64).sum(0)  # (lane % 4, column)
+    expected = sums.view(4, 8, 4).transpose(0, 1).flatten()  # (lane / 4, lane % 4, of the eighth)
+    printed = "".join(f"{number}\n" for number in expected.tolist())
+    assert [outcome(program, order) for order in ORDERS] == [(0, printed)] * len(ORDERS)
+
+
+ACTIVATIONS = """
+#include "cuda/activation16.h"
+#include <cstdio>
+using namespace macaron_ops::cuda;
+int main(int, char** arguments) {  // floats in; their activation, once more from the backward pass, and its slope out
+  float z;
+  while (std::fread(&z, 4, 1, stdin) == 1) {
+    with_activation(Activation(arguments[1][0] - '0'), [&](auto activation) {
+      float slope;
+      const float h = activate16<decltype(activation)::value>(z);
+      const float again = activate16<decltype(activation)::value>(z, 1.f, slope);
+      const float found[] = {h, again, slope};
+      std::fwrite(found, 4, 3, stdout);
+    });
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def activations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("activations")
+    folder.joinpath("activations.cpp").write_text(ACTIVATIONS)
+    return compiled(folder / "activations.cpp", folder, "-O1")
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu_tanh", "silu"])
+def test_activations_of_16_bits(name, activations):
+    """Of every bfloat16: within 2^-20 of max(1, |z|), of what is rounded to 2^-11 at best; NaN where eager has it."""
+    z = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16).double()
+    z = z[~(z.abs() > 1e18) | z.isinf() | z.isnan()].requires_grad_()  # z^3 is finite in float32
+    exact = activate(z, name)
+    (slope,) = torch.autograd.grad(exact.sum(), z)
+    index = str(["relu", "gelu", "gelu_tanh", "silu"].index(name))
+    numbers = z.detach().float().numpy().tobytes()
+    done = subprocess.run([activations, index], input=numbers, stdout=subprocess.PIPE, check=True)
+    found = torch.frombuffer(bytearray(done.stdout), dtype=torch.float32).view(-1, 3).double()
+    finite = z.detach().isfinite()
+    bound = 2**-20 * z.detach().abs().clamp(min=1)[finite]
+    for i, expected in enumerate((exact.detach(), exact.detach(), slope)):
+        error = (found[finite, i] - expected[finite]).abs()
+        assert (error <= bound).all(), (z[finite][error > bound], error[error > bound])
+        assert found[z.isnan(), i].isnan().all() or (name == "relu" and i == 2)
+        assert (found[z == float("inf"), i] == expected[z == float("inf")]).all() or i == 2

@@ -1,34 +1,36 @@
-"""``ffn_step`` in CUDA C++ where x is narrow, in 16 bits: ``csrc/cuda/ffn_step.cu`` and ``ffn_step_backward.cu``.
+"""``ffn_step`` in CUDA C++, in 16 bits: a narrow x in one kernel a pass (:mod:`narrow_ffn`), a wide one on Hopper as
+products with their epilogues (:mod:`wide_ffn`)."""
 
-Backward, one kernel computes what belongs to a row; the gradients of weights are torch's products over the rows, the
-rest of the way to x is :mod:`norm_rows`. Nothing is kept between the passes, whatever ``save`` allows: the hidden
-activations of a narrow x are computed again, a third of the kernel's products.
-"""
-
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import narrow_ffn, wide_ffn
 from .library import untimed as slower
-from .library import why_not_on, why_not_shared
-from .norm_rows import NORMS, norm_rows, norm_rows_backward
+from .library import why_not_on
 
-__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
+__all__ = ["Saved", "backward", "detail", "forward", "saved_shapes", "slower", "why_not"]
 
-WIDEST = 256  # channels of y that a warp keeps in registers
 CHUNK = 8  # channels that are copied at a time, 16 bytes
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
-BACKWARD_SHARED = {64: 32 << 10, 128: 64 << 10, 256: 128 << 10}  # bytes; forward takes less than 99 KiB
-_ops = torch.ops.macaron_ops_cuda
 
 
 class Saved(NamedTuple):
-    """Nothing: the backward pass reads ``x`` and the parameters again."""
+    """What the backward pass may find."""
+
+    hidden: Tensor  # fast, wide: the pre-activations (..., F), relu h itself, in the dtype of w_in; else empty
+
+
+def _kernels(x: Tensor) -> ModuleType:
+    return narrow_ffn if x.shape[-1] <= narrow_ffn.WIDEST else wide_ffn
 
 
 def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
-    return Saved()
+    """The shape and dtype of each saved tensor."""
+    fast = save == "fast" and _kernels(x) is wide_ffn
+    return Saved(((*x.shape[:-1], tensors.w_in.shape[0]) if fast else (0,), tensors.w_in.dtype))
 
 
 def why_not(request) -> str | None:
@@ -36,56 +38,28 @@ def why_not(request) -> str | None:
     width, hidden = x.shape[-1], t.w_in.shape[0]
     if x.dtype not in (torch.bfloat16, torch.float16) or t.w_in.dtype != x.dtype:
         return f"its ffn_step runs bfloat16 and float16, not x in {x.dtype} with weights in {t.w_in.dtype}"
-    if width > WIDEST or width % CHUNK or hidden % CHUNK:
-        return f"its ffn_step takes D <= {WIDEST}, D and F multiples of {CHUNK}; not D = {width}, F = {hidden}"
     if o.activation not in ACTIVATIONS:
         return f"its ffn_step has the activations {', '.join(ACTIVATIONS)}; not {o.activation}"
+    if width % CHUNK or hidden % CHUNK:
+        return f"its ffn_step takes D and F that are multiples of {CHUNK}; not D = {width}, F = {hidden}"
     if o.placement != "pre":
         return "its ffn_step normalises before, not after"
     if o.dropout or o.activation_dropout:
         return "its ffn_step has no dropout"
-    needed = next(size for most, size in BACKWARD_SHARED.items() if width <= most)
-    return why_not_on(x.device) or (why_not_shared(x.device, needed) if request.save != "none" else None)
+    return why_not_on(x.device) or _kernels(x).why_not(request)
+
+
+def detail(request) -> str:
+    """How it would run a request that it can run."""
+    return _kernels(request.x).detail(request)
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
-    """y, shape and dtype of x."""
-    t, o = tensors, options
-    parameters = (t.w_in, t.b_in, t.w_out, t.b_out, t.norm_weight, t.norm_bias)
-    y = _ops.ffn_step_forward(x, *parameters, *_encoded(o), o.step, o.residual_scale)
-    return y, Saved()
+    """y, shape and dtype of x, and what ``save`` keeps."""
+    y, hidden = _kernels(x).forward(x, tensors, options, save)
+    return y, Saved(hidden)
 
 
 def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
     """The gradients in x and in the tensors, None where not needed."""
-    t, o, need_x, need = tensors, options, needs[0], type(tensors)(*needs[1:])
-    of_norm = (need_x, need.norm_weight, need.norm_bias)
-    parameters = (t.w_in, t.b_in, t.w_out, t.norm_weight, t.norm_bias)
-    activated, grad_hidden, grad_n = _ops.ffn_step_backward(
-        grad, x, *parameters, *_encoded(o), o.step, need.w_out, need.w_in or need.b_in, any(of_norm)
-    )
-    rows, width = x.shape[:-1].numel(), x.shape[-1]
-    dy, flat = grad.reshape(rows, width), x.reshape(rows, width)
-    grads = dict.fromkeys(t._fields)
-    if need.w_out:
-        grads["w_out"] = dy.T @ activated
-    if need.b_out:
-        grads["b_out"] = o.step * dy.sum(0, dtype=torch.float32)
-    if need.w_in:
-        n = flat if o.norm is None else norm_rows(flat, None, o.norm, t.norm_weight, t.norm_bias, o.eps)[0]
-        grads["w_in"] = grad_hidden.T @ n
-    if need.b_in:
-        grads["b_in"] = grad_hidden.sum(0, dtype=torch.float32)
-    if not any(of_norm):
-        return None, type(t)(**grads)
-    if o.norm is None:
-        return torch.add(grad_n, dy, alpha=o.residual_scale).view(x.shape), type(t)(**grads)
-    grad_x, grads["norm_weight"], grads["norm_bias"] = norm_rows_backward(
-        grad_n, flat, o.norm, t.norm_weight, o.eps, of_norm, residual=dy, residual_scale=o.residual_scale
-    )
-    return None if grad_x is None else grad_x.view(x.shape), type(t)(**grads)
-
-
-def _encoded(options) -> tuple:
-    o = options
-    return -1 if o.norm is None else NORMS.index(o.norm), o.eps, ACTIVATIONS.index(o.activation)
+    return _kernels(x).backward(grad, needs, x, tensors, saved.hidden, options)

@@ -24,6 +24,7 @@ __all__ = [
     "why_not_loaded",
     "why_not_on",
     "why_not_shared",
+    "why_not_wgmma",
 ]
 
 _ON_HOST = Path(native.__file__).parents[2] / "build" / "cuda-on-host" / "libmacaron_cuda.so"
@@ -33,6 +34,7 @@ _HOW_TO_BUILD = "python tools/build_native.py --cuda-on-host"
 class _Loaded(NamedTuple):
     why_not: str | None
     archs: tuple[str, ...]
+    without_sm90: str  # why it has no products for sm_90a
 
 
 def on_host() -> bool:
@@ -56,8 +58,17 @@ def path() -> Path:
     return native.library_path("cuda")
 
 
-@functools.cache
+_loaded: _Loaded | None = None  # as a global of the module torch.compile reads it: into _open it could not trace
+
+
 def _load() -> _Loaded:
+    global _loaded
+    if _loaded is None:
+        _loaded = _open()
+    return _loaded
+
+
+def _open() -> _Loaded:
     try:
         if on_host() and not path().exists():
             raise native.Refused(f"MACARON_OPS_CUDA_ON_HOST=1, and {path()} was not built: {_HOW_TO_BUILD}")
@@ -67,14 +78,15 @@ def _load() -> _Loaded:
                 raise native.Refused("torch sees no CUDA device")
         torch.ops.load_library(str(path().absolute()))
         found = tuple(torch.ops.macaron_ops_cuda.archs().split())
+        without_sm90 = torch.ops.macaron_ops_cuda.without_sm90()
     except native.Refused as reason:
-        return _Loaded(str(reason), ())
+        return _Loaded(str(reason), (), "")
     except (OSError, RuntimeError, AttributeError) as error:
         why = f"its library does not load with torch {torch.__version__}: {error.__cause__ or error}"
-        return _Loaded(why, ())
+        return _Loaded(why, (), "")
     if (found == ("host",)) != on_host():
-        return _Loaded(f"{path()} is a library {'for a GPU' if on_host() else 'for tests on the CPU'}", ())
-    return _Loaded(None, found)
+        return _Loaded(f"{path()} is a library {'for a GPU' if on_host() else 'for tests on the CPU'}", (), "")
+    return _Loaded(None, found, without_sm90)
 
 
 @functools.cache
@@ -100,6 +112,17 @@ def why_not_shared(device: torch.device, needed: int) -> str | None:
         return None
     there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
     return None if needed <= there else f"it needs {needed >> 10} KiB of shared memory a block, there are {there >> 10}"
+
+
+@functools.cache
+def why_not_wgmma(device: torch.device) -> str | None:
+    """Why the products for sm_90a do not run on a device, or are not in the library."""
+    if _load().without_sm90:
+        return _load().without_sm90
+    if device.type != "cuda":  # the host's products, or shapes without numbers
+        return None
+    capability = torch.cuda.get_device_capability(device)
+    return None if capability == (9, 0) else "they are for compute capability 9.0, not {}.{}".format(*capability)
 
 
 def runs_on(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
