@@ -78,7 +78,13 @@ class Part(NamedTuple):
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 ISAS = {  # of each machine, from the oldest to the newest; the library chooses among them when it is loaded
-    "x86_64": {"base": "", "avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16"},
+    "x86_64": {
+        "base": "",
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512_bf16": f"{AVX512} -mavx512bf16",
+        "amx": f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16",
+    },
     "aarch64": {"base": ""},
 }
 BY_AVX2 = f"{AVX2} -Wno-psabi -include csrc/emulated/avx512.h"

@@ -54,19 +54,21 @@ class MatrixGradient {
   void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t tokens, const WordT* columns,
            bool first, bool last, float* bias) {
     constexpr int step = kElements<WordT>;
+    constexpr int64_t tile = kRows<WordT>;
     const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
     const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
     const int64_t near = larger<int64_t>(kPanelBytes / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
-    parallel(host, ceil_div(features_, kRows), [&](int64_t first_tile, int64_t last_tile) {
-      const int64_t begin = first_tile * kRows, end = smaller(last_tile * kRows, features_);
+    parallel(host, ceil_div(features_, tile), [&](int64_t first_tile, int64_t last_tile) {
+      const TileRegisters<WordT> registers;
+      const int64_t begin = first_tile * tile, end = smaller(last_tile * tile, features_);
       if (bias != nullptr) add_rows(a, features_, begin, end, panels, bias, !first);
       alignas(64) float part[kTransposed * kPanel];
       auto tiles = [&](int64_t f, int64_t stop, int64_t d, bool ahead) {
         const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
-        for (int64_t i = f; i < stop; i += kRows) {
+        for (int64_t i = f; i < stop; i += tile) {
           const Left<typename Arithmetic<WordT>::Element> left{a + i * kPanel, kPanel, step, words, panels,
-                                                               features_ * kPanel, ahead ? kRows * kPanel : 0};
-          tile_rows(smaller<int64_t>(kRows, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
+                                                               features_ * kPanel, ahead ? tile * kPanel : 0};
+          tile_rows(smaller(tile, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
                     part + (i - f) * kPanel, kPanel, false);
         }
         write(part, f, stop - f, d, valid, first, last);
@@ -77,13 +79,13 @@ class MatrixGradient {
           for (int64_t f = begin; f < end; f += kTransposed) tiles(f, smaller(f + kTransposed, end), d, true);
       else
         for (int64_t d0 = 0; d0 < width_; d0 += near)
-          for (int64_t f = begin; f < end; f += kRows)
-            for (int64_t d = d0; d < smaller(d0 + near, width_); d += kPanel) tiles(f, smaller(f + kRows, end), d, d == d0);
+          for (int64_t f = begin; f < end; f += tile)
+            for (int64_t d = d0; d < smaller(d0 + near, width_); d += kPanel) tiles(f, smaller(f + tile, end), d, d == d0);
     });
   }
 
  private:
-  static constexpr int64_t kTransposed = 4 * kRows;  // rows that become columns at a time: whole vectors
+  static constexpr int64_t kTransposed = 4 * kRows<Word<W>>;  // rows that become columns at a time: whole vectors
   static_assert(kTransposed % kLanes == 0);
   static constexpr bool kNarrow = sizeof(W) < sizeof(float);
 

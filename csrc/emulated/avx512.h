@@ -105,7 +105,11 @@ template <int rounding>
 MACARON_EMULATED __m512 maskz_reduce_ps(__mmask16 mask, __m512 x) {
   static_assert(rounding == 0 || rounding == 1);
   const __m512 rest = by_halves(x, [](__m256 half, int) {
-    return _mm256_sub_ps(half, _mm256_round_ps(half, rounding | _MM_FROUND_NO_EXC));
+    const __m256 whole = _mm256_round_ps(half, rounding | _MM_FROUND_NO_EXC), rest = _mm256_sub_ps(half, whole);
+    if constexpr (rounding == 0) return rest;  // exact
+    // The difference is rounded like the whole number, downwards: that of -1/2 < x < 0, in [1/2, 1), is not exact.
+    const __m256 above = _mm256_cmp_ps(_mm256_add_ps(rest, whole), half, _CMP_GT_OQ);
+    return _mm256_sub_ps(rest, _mm256_and_ps(above, _mm256_set1_ps(0x1p-24f)));
   });
   return (__m512)kept<16>(mask, infinite((Floats)x) ? Floats{} : (Floats)rest);
 }

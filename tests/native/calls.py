@@ -190,7 +190,9 @@ def run(call: Call, found: dict[str, Tensor], backend: str, device="cpu") -> dic
     dtypes = (torch.float64,) * 3 if backend == "exact" else DTYPES[call.dtypes]
     if backend == "eager" and call.dtypes == "bfloat16, float32 scales":
         dtypes = DTYPES["bfloat16"]  # eager products refuse mixed dtypes
-    t = _place(call, found, dtypes, layouts=backend != "exact", device=device)
+    # Eager code gets plain tensors: on a machine with AMX, F.linear in bf16 (torch 2.13, oneDNN) multiplies what lies
+    # between the rows of an odd width, NaN here, by 0.
+    t = _place(call, found, dtypes, layouts=backend not in ("exact", "eager"), device=device)
     args, kwargs = _arguments(call, t)
     autocast = call.dtypes.startswith("autocast") and backend != "exact"
     with contextlib.ExitStack() as stack:
