@@ -90,8 +90,6 @@ static void amx_tiles(const Left<bf16>& a, int64_t below, const Pair* b, int64_t
     const bf16* at = a.p + run * a.jump;
     int64_t words = a.words;
     for (; words >= kTileWords; words -= kTileWords) {
-      if (a.ahead != 0)
-        for (int i = 0; i < 2 * kTileRows; ++i) __builtin_prefetch(at + i * a.row + a.ahead, 0, 2);
       multiply(at, at + below * a.row, a_stride, b, b + kTileWords, b_stride);
       at += 2 * kTileWords;
       b += kTileWords * ldb;
@@ -128,7 +126,7 @@ static void amx_few_rows(int64_t rows, const Left<bf16>& a, const Pair* b, int64
 }
 
 // At most 32 rows, whose words are neighbours, and 32 lanes, rounded up to vectors.
-static void amx_rows(int64_t rows, const Left<bf16>& a, const Pair* b, int64_t ldb, int64_t lanes, float* c,
+MACARON_INLINE void amx_rows(int64_t rows, const Left<bf16>& a, const Pair* b, int64_t ldb, int64_t lanes, float* c,
                      int64_t ldc, bool accumulate) {
   const bool two_lanes = lanes > kTileWords;
   if (rows < kTileRows) {

@@ -14,7 +14,7 @@ namespace {
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 template <class WordT>
-constexpr int64_t kChunk = kAmx<WordT> ? 1024 : kSegment;
+constexpr int64_t kChunk = kAmx<WordT> ? 2048 : kSegment;
 // Panels whose hidden activations exist at a time in the backward pass: weights are read once for each of these groups.
 constexpr int64_t kGroupPanels = 8, kLeanGroupPanels = 4;
 

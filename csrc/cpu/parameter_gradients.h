@@ -57,7 +57,7 @@ class MatrixGradient {
     constexpr int64_t tile = kRows<WordT>;
     const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
     const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
-    const int64_t near = larger<int64_t>(kPanelBytes / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
+    const int64_t near = larger<int64_t>(kPanelBytes<WordT> / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
     parallel(host, ceil_div(features_, tile), [&](int64_t first_tile, int64_t last_tile) {
       const TileRegisters<WordT> registers;
       const int64_t begin = first_tile * tile, end = smaller(last_tile * tile, features_);

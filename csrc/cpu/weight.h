@@ -61,8 +61,8 @@ MACARON_INLINE Source source_of(const Weight<W>& w, int64_t k, int64_t panels) {
   constexpr int ways = 8;
   if (w.col != 1 || k % kElements<Word<W>> != 0) return Source::packed;
   if (sizeof(W) != sizeof(Packed<W>)) return Source::copied;
-  const int64_t bytes = w.row * int64_t(sizeof(W));
-  return kRows<Word<W>> > ways && panels > 1 && bytes % 4096 == 0 ? Source::copied : Source::in_place;
+  if (kAmx<Word<W>>) return Source::in_place;  // a copy gains less than it costs
+  return kVectorRows > ways && panels > 1 && w.row * int64_t(sizeof(W)) % 4096 == 0 ? Source::copied : Source::in_place;
 }
 
 // Rows i ... i + kRows and columns k0 ... k0 + k of a weight; `buffer` is where they were copied or packed.
@@ -139,19 +139,18 @@ static void pack_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0
                         buffer + (i - begin) / kVectorRows * size + j * kVectorRows);
 }
 
-constexpr int64_t kPanelBytes = 256 << 10;   // of right operands that stay in the L2 cache while weights pass by
+// Of right operands that stay in the L2 cache while weights pass by; with AMX it is one of 2 MiB.
+template <class WordT>
+constexpr int64_t kPanelBytes = (kAmx<WordT> ? 1024 : 256) << 10;
 constexpr int64_t kPackedBytes = 128 << 10;  // of packed weights that a thread holds at a time
 
-// Of a long sum that are added up at a time, for all rows, so that they do: parts of whole segments, or tiles of AMX.
-template <class WordT>
-constexpr int64_t kPart = kAmx<WordT> ? 32 : kSegment;
-template <class WordT>
-constexpr int64_t kColumns = kAmx<WordT> ? 1024 : 4 * kSegment;
+constexpr int64_t kColumns = 4 * kSegment;   // of a long sum that are added up at a time, for all rows, so that they do
 
-// The columns of `k` that a product takes at a time, parts of nearly one size.
+// The columns of `k` that a product takes at a time: parts of nearly one size, in whole segments. All of them with AMX,
+// which loses more by sums that are stored and loaded again.
 template <class WordT>
 MACARON_INLINE int64_t columns_of(int64_t k) {
-  return k <= kColumns<WordT> ? k : round_up(ceil_div(k, ceil_div(k, kColumns<WordT>)), kPart<WordT>);
+  return kAmx<WordT> || k <= kColumns ? k : round_up(ceil_div(k, ceil_div(k, kColumns)), kSegment);
 }
 
 // body(i, rows, left, p, c) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]), each of
@@ -163,7 +162,7 @@ static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64
   using WordT = Word<W>;
   constexpr int64_t tile = kRows<WordT>;
   columns = smaller(columns, k);
-  const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(columns, kElements<WordT>) + 1), 1);
+  const int64_t together = larger<int64_t>(kPanelBytes<WordT> / (4 * kPanel * ceil_div(columns, kElements<WordT>) + 1), 1);
   const Source source = source_of(weights[0], k, panels);
   const bool lies = source == Source::in_place;
   const int64_t size = packed_size<WordT>(columns), packed_bytes = count * size * int64_t(sizeof(Packed<W>));
