@@ -38,4 +38,5 @@ extern "C" void weight_gradient(const void* a, bool narrow, int64_t features, in
                                 bool transposed, const void* columns, void* grad) {
   (narrow ? gradient<bf16> : gradient<float>)(a, features, width, tokens, transposed, columns, grad);
 }
+extern "C" bool transposed_gradient_wants_elements(bool narrow) { return narrow && kAmx<Word<bf16>>; }
 extern "C" int64_t elements_of_bf16_words() { return kElements<Word<bf16>>; }

@@ -63,6 +63,8 @@ class WeightGradient(Product):
         elements = a if not narrow or kernels.elements_of_bf16_words() > 1 else a.float()
         panels = elements.view(-1, PANEL, features).transpose(1, 2).contiguous()
         columns = words(b.T.contiguous(), kernels)
+        if transposed and kernels.transposed_gradient_wants_elements(narrow):
+            columns = b.view(-1, PANEL, width).transpose(1, 2).contiguous()
         grad, y = (torch.empty((width, features) if transposed else (features, width), dtype=dtype) for _ in range(2))
         arguments = (
             pointer(panels), narrow, *sizes(features, width, tokens), transposed, pointer(columns), pointer(grad)

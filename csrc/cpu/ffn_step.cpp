@@ -16,7 +16,8 @@ namespace {
 template <class WordT>
 constexpr int64_t kChunk = kAmx<WordT> ? 2048 : kSegment;
 // Panels whose hidden activations exist at a time in the backward pass: weights are read once for each of these groups.
-constexpr int64_t kGroupPanels = 8, kLeanGroupPanels = 4;
+template <class WordT>
+constexpr int64_t kGroupPanels = kAmx<WordT> ? 16 : 8;
 
 template <class X, class W>
 int64_t pre_activations(const FFNStep<X, W>& a) { return is_gated(a.activation) ? 2 * a.hidden : a.hidden; }
@@ -241,7 +242,7 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
 // As many as fit into the memory that sums over several groups would take; else a few.
 template <class X, class W>
 int64_t panels_of_group(const FFNStep<X, W>& a, int64_t all) {
-  const int64_t few = smaller(a.saved_hidden == nullptr ? kLeanGroupPanels : kGroupPanels, all);
+  const int64_t few = smaller(kGroupPanels<Word<W>> / (a.saved_hidden == nullptr ? 2 : 1), all);
   int64_t sums = 0;
   if (a.grad_w_in != nullptr) sums += MatrixGradient<W>::bytes_beside(pre_activations(a), a.width);
   if (a.grad_w_out != nullptr) sums += MatrixGradient<W>::bytes_beside(a.hidden, a.width);

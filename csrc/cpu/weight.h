@@ -93,30 +93,29 @@ static void copy_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0
 static void pack_amx_rows(const Weight<bf16>& w, int64_t begin, int64_t end, int64_t k0, int64_t k, bf16* buffer,
                           int64_t size) {
   const int64_t row = apart<Pair>(k);
-  for (int64_t first = begin; first < end; first += kRows<Pair>, buffer += size) {
-    const int64_t rows = smaller<int64_t>(kRows<Pair>, end - first);
-    if (w.row != 1) {  // k is odd
-      for (int64_t i = 0; i < rows; ++i) {
-        std::memcpy(buffer + i * row, w.p + (first + i) * w.row + k0 * w.col, size_t(k) * sizeof(bf16));
-        buffer[i * row + k] = bf16{0};
-      }
-      continue;
+  const auto at = [&](int64_t i) { return buffer + (i - begin) / kRows<Pair> * size + (i - begin) % kRows<Pair> * row; };
+  if (w.row != 1) {  // k is odd
+    for (int64_t i = begin; i < end; ++i) {
+      std::memcpy(at(i), w.p + i * w.row + k0 * w.col, size_t(k) * sizeof(bf16));
+      at(i)[k] = bf16{0};
     }
-    for (int64_t j = 0; j < k; j += 2 * kTileWords)
-      for (int64_t i = 0; i < rows; i += kLanes) {  // pairs of two rows of the weight, 16 by 16, transposed
-        const int64_t count = smaller<int64_t>(kLanes, rows - i);
-        Vec pairs[kLanes];
-#pragma GCC unroll 16
-        for (int64_t n = 0; n < kLanes; ++n) {
-          const bf16* from = w.p + first + i + (k0 + j + 2 * n) * w.col;
-          const Vec even = j + 2 * n < k ? load_part(from, count) : Vec{};
-          const Vec odd = j + 2 * n + 1 < k ? load_part(from + w.col, count) : Vec{};
-          pairs[n] = of_bits(bits_of(even) >> 16 | bits_of(odd));
-        }
-        transpose(pairs);
-        for (int64_t n = 0; n < count; ++n) std::memcpy(buffer + (i + n) * row + j, &pairs[n], sizeof(Vec));
-      }
+    return;
   }
+  for (int64_t j = 0; j < k; j += 2 * kTileWords)
+    for (int64_t i = begin; i < end; i += kLanes) {  // pairs of two rows of the weight, 16 by 16, transposed
+      const int64_t count = smaller<int64_t>(kLanes, end - i);
+      Vec pairs[kLanes];
+#pragma GCC unroll 16
+      for (int64_t n = 0; n < kLanes; ++n) {
+        const bf16* from = w.p + i + (k0 + j + 2 * n) * w.col;
+        const Vec even = j + 2 * n < k ? load_part(from, count) : Vec{};
+        const Vec odd = j + 2 * n + 1 < k ? load_part(from + w.col, count) : Vec{};
+        pairs[n] = of_bits(bits_of(even) >> 16 | bits_of(odd));
+      }
+      transpose(pairs);
+      bf16* to = at(i) + j;
+      for (int64_t n = 0; n < count; ++n) std::memcpy(to + n * row, &pairs[n], sizeof(Vec));
+    }
 }
 #endif
 
@@ -142,7 +141,8 @@ static void pack_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0
 // Of right operands that stay in the L2 cache while weights pass by; with AMX it is one of 2 MiB.
 template <class WordT>
 constexpr int64_t kPanelBytes = (kAmx<WordT> ? 1024 : 256) << 10;
-constexpr int64_t kPackedBytes = 128 << 10;  // of packed weights that a thread holds at a time
+template <class WordT>
+constexpr int64_t kPackedBytes = (kAmx<WordT> ? 512 : 128) << 10;  // of packed weights that a thread holds at a time
 
 constexpr int64_t kColumns = 4 * kSegment;   // of a long sum that are added up at a time, for all rows, so that they do
 
@@ -167,7 +167,7 @@ static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64
   const bool lies = source == Source::in_place;
   const int64_t size = packed_size<WordT>(columns), packed_bytes = count * size * int64_t(sizeof(Packed<W>));
   int64_t most = ceil_div(rows, tile);
-  if (source == Source::packed) most = larger<int64_t>(kPackedBytes / packed_bytes, 1);
+  if (source == Source::packed) most = larger<int64_t>(kPackedBytes<WordT> / packed_bytes, 1);
   if (source == Source::copied) most = 1;  // right before they are read
   const int64_t at_a_time = source == Source::copied ? together : panels;
   parallel(host, ceil_div(rows, tile), [&](int64_t first_tile, int64_t last_tile) {
