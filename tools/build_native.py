@@ -78,8 +78,15 @@ class Part(NamedTuple):
 
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
+AMX = f"{AVX512} -mavx512bf16 -mamx-tile -mamx-bf16"
 ISAS = {  # of each machine, from the oldest to the newest; the library chooses among them when it is loaded
-    "x86_64": {"base": "", "avx2": AVX2, "avx512": AVX512, "avx512_bf16": f"{AVX512} -mavx512bf16"},
+    "x86_64": {
+        "base": "",
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512_bf16": f"{AVX512} -mavx512bf16",
+        "amx": AMX,
+    },
     "aarch64": {"base": ""},
 }
 BY_AVX2 = f"{AVX2} -Wno-psabi -include csrc/emulated/avx512.h"
@@ -102,6 +109,9 @@ def plan_cpu(modes: Modes) -> tuple[str, dict]:
     torch = find_torch()
     known = EMULATED_ISAS if modes.emulate else ISAS
     isas = known.get(platform.machine()) if sys.platform == "linux" else None
+    if isas and AMX in isas.values() and not assembles(cxx, AMX, "tdpbf16ps %tmm0, %tmm1, %tmm2"):
+        print(f"{PARTS['cpu'].library}: without amx, which {version} or its assembler does not know (GCC 11 does)")
+        isas = {isa: flags for isa, flags in isas.items() if flags != AMX}
     if isas is None:
         raise BuildError(
             f"there are no CPU kernels for {sys.platform} on {platform.machine()}: {', '.join(known)} only"
@@ -302,6 +312,12 @@ def compiler() -> tuple[str, str]:
     except (OSError, subprocess.CalledProcessError, ValueError, IndexError):
         raise BuildError(f"the C++ compiler {command} is not there, or does not run") from None
     return escaped(command), next(iter(done.stdout.splitlines()), command)
+
+
+def assembles(cxx: str, flags: str, instruction: str) -> bool:
+    """Whether the compiler knows these flags, and its assembler an instruction."""
+    command = [*shlex.split(cxx.replace("$$", "$")), *shlex.split(flags), "-x", "c++", "-c", "-o", os.devnull, "-"]
+    return subprocess.run(command, input=f'asm("{instruction}");', capture_output=True, text=True).returncode == 0
 
 
 class Torch(NamedTuple):

@@ -32,14 +32,20 @@ class Product:
     flop: int
 
 
+def words(x: Tensor, kernels: ctypes.CDLL) -> Tensor:
+    """Rows (lanes, k) as panels [lanes / 32][k / pair][32][pair] of what a product with weights of this dtype wants."""
+    pair = kernels.elements_of_bf16_words() if x.dtype == torch.bfloat16 else 1
+    x = x if pair > 1 else x.float()
+    return x.view(-1, PANEL, x.shape[1] // pair, pair).transpose(1, 2).contiguous()
+
+
 class WeightTimesTokens(Product):
     """y = x W^T of a weight (rows, k), or dx = dy W of a weight (k, rows)."""
 
     def __init__(self, kernels, tokens, k, rows, *, backward=False, dtype=torch.float32, times=1):
         w = torch.randn((k, rows) if backward else (rows, k)).to(dtype)
         x, y = torch.randn(tokens, k).to(dtype), torch.empty(tokens, rows, dtype=dtype)
-        panels = x.float().view(-1, PANEL, k).transpose(1, 2).contiguous()
-        out = torch.empty(tokens // PANEL, rows, PANEL)
+        panels, out = words(x, kernels), torch.empty(tokens // PANEL, rows, PANEL)
         shape, narrow = (*(w.T if backward else w).stride(), rows, k, tokens), dtype == torch.bfloat16
         arguments = (pointer(w), narrow, *sizes(*shape), pointer(panels), pointer(out), *sizes(times))
         self.operands = w, panels  # of which C++ has the addresses
@@ -51,12 +57,18 @@ class WeightTimesTokens(Product):
 class WeightGradient(Product):
     """dW = a^T b of a weight (features, width), or its transpose."""
 
-    def __init__(self, kernels, tokens, features, width, *, transposed=False):
-        a, b = torch.randn(tokens, features), torch.randn(tokens, width)
-        panels = a.view(-1, PANEL, features).transpose(1, 2).contiguous()
-        columns = b.view(tokens, -1, PANEL).transpose(0, 1).contiguous()
-        grad, y = (torch.empty((width, features) if transposed else (features, width)) for _ in range(2))
-        arguments = (pointer(panels), *sizes(features, width, tokens), transposed, pointer(columns), pointer(grad))
+    def __init__(self, kernels, tokens, features, width, *, transposed=False, dtype=torch.float32):
+        a, b = torch.randn(tokens, features).to(dtype), torch.randn(tokens, width).to(dtype)
+        narrow = dtype == torch.bfloat16
+        elements = a if not narrow or kernels.elements_of_bf16_words() > 1 else a.float()
+        panels = elements.view(-1, PANEL, features).transpose(1, 2).contiguous()
+        columns = words(b.T.contiguous(), kernels)
+        if transposed and kernels.transposed_gradient_wants_elements(narrow):
+            columns = b.view(-1, PANEL, width).transpose(1, 2).contiguous()
+        grad, y = (torch.empty((width, features) if transposed else (features, width), dtype=dtype) for _ in range(2))
+        arguments = (
+            pointer(panels), narrow, *sizes(features, width, tokens), transposed, pointer(columns), pointer(grad)
+        )  # fmt: skip
         self.operands = panels, columns
         self.ours = lambda: kernels.weight_gradient(*arguments)
         self.theirs = lambda: torch.mm(*((b.T, a) if transposed else (a.T, b)), out=y)
@@ -71,8 +83,9 @@ def sizes(*numbers: int) -> list[ctypes.c_int64]:
     return [ctypes.c_int64(n) for n in numbers]
 
 
-def cases(kernels: ctypes.CDLL, isa: str) -> dict[str, Product]:
-    found = {
+def cases(kernels: ctypes.CDLL) -> dict[str, Product]:
+    narrow = {"dtype": torch.bfloat16}
+    return {
         "in the L1 cache: 32 tokens, 120 to 24 features": WeightTimesTokens(kernels, 32, 120, 24, times=500),
         "gradient of inputs, 4096 to 1024 (wmt-big)": WeightTimesTokens(kernels, 256, 4096, 1024, backward=True),
         "gradient of inputs, 3072 to 768 (bert-base)": WeightTimesTokens(kernels, 256, 3072, 768, backward=True),
@@ -80,14 +93,16 @@ def cases(kernels: ctypes.CDLL, isa: str) -> dict[str, Product]:
         "gradient of weights, 768 x 3072 (bert-base)": WeightGradient(kernels, 256, 3072, 768),
         "its transpose, as w_out's": WeightGradient(kernels, 256, 3072, 768, transposed=True),
         "forward, 512 to 1024 (iwslt)": WeightTimesTokens(kernels, 256, 512, 1024),
+        "bf16: in the L1 cache, 480 to 32": WeightTimesTokens(kernels, 32, 480, 32, times=500, **narrow),
+        "bf16: forward, 512 to 1024": WeightTimesTokens(kernels, 512, 512, 1024, **narrow),
+        "bf16: forward, 1024 to 4096": WeightTimesTokens(kernels, 256, 1024, 4096, **narrow),
+        "bf16: forward, 4096 to 1024": WeightTimesTokens(kernels, 256, 4096, 1024, **narrow),
+        "bf16: forward, 144 to 576": WeightTimesTokens(kernels, 256, 144, 576, **narrow),
+        "bf16: gradient of inputs, 1024 to 512": WeightTimesTokens(kernels, 512, 1024, 512, backward=True, **narrow),
+        "bf16: gradient of inputs, 3072 to 768": WeightTimesTokens(kernels, 256, 3072, 768, backward=True, **narrow),
+        "bf16: gradient of weights, 1024 x 512": WeightGradient(kernels, 256, 1024, 512, **narrow),
+        "bf16: its transpose, as w_out's": WeightGradient(kernels, 256, 1024, 512, transposed=True, **narrow),
     }
-    if isa != "avx512_bf16":  # where words are pairs, which tools/products.cpp does not make
-        narrow = {"dtype": torch.bfloat16}
-        found["bf16: forward, 512 to 1024"] = WeightTimesTokens(kernels, 512, 512, 1024, **narrow)
-        found["bf16: gradient of inputs, 1024 to 512"] = WeightTimesTokens(
-            kernels, 512, 1024, 512, backward=True, **narrow
-        )
-    return found
 
 
 def compiled(isa: str, folder: Path) -> ctypes.CDLL:
@@ -105,7 +120,7 @@ def check(product: Product) -> None:
     product.ours()
     expected = product.theirs()
     close = {"rtol": 0.02, "atol": 0.5} if expected.dtype == torch.bfloat16 else {"rtol": 0, "atol": 1e-3}
-    torch.testing.assert_close(product.found.reshape_as(expected), expected.float(), **close)
+    torch.testing.assert_close(product.found.reshape_as(expected).float(), expected.float(), **close)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -118,7 +133,7 @@ def main(isa: str = "avx2", rounds: str = "40") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        for name, product in cases(compiled(isa, Path(folder)), isa).items():
+        for name, product in cases(compiled(isa, Path(folder))).items():
             check(product)
             times = [(seconds(product.ours), seconds(product.theirs)) for _ in range(int(rounds))]
             ours, theirs = (product.flop / 1e9 / statistics.median(of_one) for of_one in zip(*times, strict=True))

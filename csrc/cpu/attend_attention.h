@@ -32,6 +32,7 @@ class AttentionBackward {
     const bool heads_share = a.grad_keys_bias != nullptr || (a.grad_pairs_bias != nullptr && a.grad_strides[1] == 0);
     const int64_t per_sequence = heads_share ? a.kv_heads : 1, per_head = sequences_share ? s.count : 1;
     parallel(host, s.count / per_head * (a.kv_heads / per_sequence), [&](int64_t begin, int64_t end) {
+      const TileRegisters<WordT> registers;
       BackwardScratch<WordT> scratch(host, call.q, call.kv, call.attention.see.has_given());
       const Buffer<float> blocks(host, 2 * a.head_dim * kPanel + kLanes);
       for (int64_t unit = begin; unit < end; ++unit)

@@ -16,6 +16,7 @@ void attend(const Host& host, const AttendCall<X, W>& call, const Sequences& s, 
   parallel(host, s.count * a.heads * blocks, [&](int64_t begin, int64_t end) {
     const Buffer<float> block(host, a.head_dim * kPanel + kLanes);
     BlockScratch scratch;
+    const TileRegisters<Word<W>> registers;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t sequence = i / blocks / a.heads, head = i / blocks % a.heads, query = i % blocks * kPanel;
       const Range q{query, smaller(query + kPanel, a.tokens)};

@@ -257,8 +257,8 @@ static void add_over_queries(const Head<WordT>& left, Range q, const float* righ
   const WordT* b;
   if constexpr (kElements<WordT> == 1) b = right;
   else b = as_words(right, q.end - q.begin, lanes, words);
-  for (int64_t c = 0; c < left.at.head_dim; c += kRows) {
-    const int64_t rows = smaller<int64_t>(kRows, left.at.head_dim - c);
+  for (int64_t c = 0; c < left.at.head_dim; c += kRows<WordT>) {
+    const int64_t rows = smaller<int64_t>(kRows<WordT>, left.at.head_dim - c);
     float* at = sums + c * kPanel;
     if (whole > 0) tile_rows(rows, left.channels(q.begin, width, whole).rows_from(c), b, kPanel, lanes, at, kPanel, true);
     if (rest > 0)
@@ -301,8 +301,8 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
         const int64_t key = of_group.begin, lanes = of_group.end - key;
         float *p = scratch.p + g * kGroup, *ds = scratch.ds + g * kGroup;
         for (int64_t query = q.begin; query < q.end; query += width)
-          for (int64_t r = 0; r < smaller(width, q.end - query); r += kRows) {
-            const int64_t rows = smaller<int64_t>(kRows, smaller(width, q.end - query) - r);
+          for (int64_t r = 0; r < smaller(width, q.end - query); r += kRows<WordT>) {
+            const int64_t rows = smaller<int64_t>(kRows<WordT>, smaller(width, q.end - query) - r);
             const int64_t at = (query - q0 + r) * kPanel;
             tile_rows(rows, queries.rows(query + r), keys.lanes(key), keys.at.width, lanes, p + at, kPanel, false);
             tile_rows(rows, grad.rows(query + r), values.lanes(key), values.at.width, lanes, ds + at, kPanel, false);
@@ -326,9 +326,9 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
       else left = scratch.elements;
       const WordT* right = scratch.key_rows + (k.begin - k0) / step * padded;
       const int64_t whole = (k.end - k.begin) / kPanel, rest = (k.end - k.begin) % kPanel;
-      for (int64_t r = 0; r < count; r += kRows)
+      for (int64_t r = 0; r < count; r += kRows<WordT>)
         for (int64_t c = 0; c < head_dim; c += kPanel) {
-          const int64_t rows = smaller<int64_t>(kRows, count - r), lanes = smaller<int64_t>(kPanel, padded - c);
+          const int64_t rows = smaller<int64_t>(kRows<WordT>, count - r), lanes = smaller<int64_t>(kPanel, padded - c);
           float* at = scratch.grad_q + (q0 + r) * padded + c;
           if (whole > 0)
             tile_rows(rows, Left<Element>{left + r * kPanel, kPanel, step, kPanel / step, whole, kGroup}, right + c, padded,

@@ -125,8 +125,8 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
     const Range block{k0, smaller(k0 + kKeyBlock, k.end)};
     const int64_t count = block.end - block.begin, whole = count / width;
     for (int64_t key = block.begin; key < block.end; key += width)
-      for (int64_t r = 0; r < smaller(width, block.end - key); r += kRows)
-        tile_rows(smaller<int64_t>(kRows, smaller(width, block.end - key) - r), keys.rows(key + r), queries.lanes(q.begin),
+      for (int64_t r = 0; r < smaller(width, block.end - key); r += kRows<WordT>)
+        tile_rows(smaller<int64_t>(kRows<WordT>, smaller(width, block.end - key) - r), keys.rows(key + r), queries.lanes(q.begin),
                   queries.at.width, lanes, scratch.scores + (key - k0 + r) * kPanel, kPanel, false);
     const bool border = bounded && !a.see.whole(q, block);
     if (given) a.see.fill(batch, head, q, block, true, scratch.masks);
@@ -160,8 +160,8 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
     if constexpr (kElements<WordT> == 1) weights = scratch.scores;
     else weights = as_words(scratch.scores, count, lanes, scratch.pairs);
     const int64_t rest = count - whole * width;
-    for (int64_t c = 0; c < head_dim; c += kRows) {
-      const int64_t rows = smaller<int64_t>(kRows, head_dim - c);
+    for (int64_t c = 0; c < head_dim; c += kRows<WordT>) {
+      const int64_t rows = smaller<int64_t>(kRows<WordT>, head_dim - c);
       float* at = out + c * kPanel;
       if (whole > 0)
         tile_rows(rows, values.channels(k0, width, whole).rows_from(c), weights, kPanel, lanes, at, kPanel, !first);

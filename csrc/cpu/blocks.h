@@ -6,18 +6,22 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-constexpr int64_t kBlockPanels = 2;  // panels for which a weight is read once: more of them leave the L2 cache
+// Panels for which a weight is read once: more of them leave the L2 cache, and AMX multiplies faster than weights come
+// from any other.
+template <class WordT>
+constexpr int64_t kBlockPanels = kAmx<WordT> ? 8 : 2;
 
 // Many tokens: each thread takes blocks of panels and does everything for them, so that activations stay in its cache.
 // Few tokens: one block at a time, whose rows of weights the threads divide.
+template <class WordT>
 struct Division {
   int64_t panels, block;
   bool by_features;
 
   Division(const Host& host, int64_t rows) : panels(ceil_div(rows, kPanel)) {
     by_features = host.threads > 1 && panels < 2 * host.threads;
-    block = by_features ? smaller<int64_t>(panels, 2 * kBlockPanels)
-                        : smaller(kBlockPanels, larger<int64_t>(panels / host.threads, 1));
+    block = by_features ? smaller<int64_t>(panels, 2 * kBlockPanels<WordT>)
+                        : smaller(kBlockPanels<WordT>, larger<int64_t>(panels / host.threads, 1));
   }
 
   // work(host, first panel, panels): the host has one thread where threads take blocks of their own.

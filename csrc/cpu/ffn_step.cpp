@@ -13,9 +13,11 @@ namespace {
 
 // Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
-constexpr int64_t kChunk = kSegment;
+template <class WordT>
+constexpr int64_t kChunk = kAmx<WordT> ? 2048 : kSegment;
 // Panels whose hidden activations exist at a time in the backward pass: weights are read once for each of these groups.
-constexpr int64_t kGroupPanels = 8, kLeanGroupPanels = 4;
+template <class WordT>
+constexpr int64_t kGroupPanels = kAmx<WordT> ? 16 : 8;
 
 template <class X, class W>
 int64_t pre_activations(const FFNStep<X, W>& a) { return is_gated(a.activation) ? 2 * a.hidden : a.hidden; }
@@ -52,7 +54,7 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
   const Drop drop(a.activation_dropout);
   const Hidden<W> hidden(a.activation);
   auto tile = [&](auto halves, int64_t f, int64_t rows, const Left<Packed<W>>* left, int64_t p) {
-    alignas(64) float z[2][kRows * kPanel];
+    alignas(64) float z[2][kRows<WordT> * kPanel];
     for (int half = 0; half < halves(); ++half) {
       tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
                 false);
@@ -87,7 +89,7 @@ template <class X, class W>
 void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& w, int64_t rows, int64_t k0, int64_t k,
                    const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
   const Weight<W> weights[1] = {w};
-  each_tile(host, weights, rows, k0, k, columns_of(k), block.panels,
+  each_tile(host, weights, rows, k0, k, columns_of<Word<W>>(k), block.panels,
             [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
               tile_rows(count, *left, b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, block.rows(p),
                         sums + (p * rows + i) * kPanel, kPanel, accumulate || c > 0);
@@ -99,7 +101,7 @@ template <class X, class W>
 void forward_block(const Host& host, const Block<X, W>& block, const Word<W>* n, W* saved_hidden, X* saved_total, X* y) {
   using WordT = Word<W>;
   const auto& a = block.a;
-  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk, a.hidden);
+  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk<WordT>, a.hidden);
   const int64_t n_size = words_of<WordT>(a.width) * kPanel, h_size = words_of<WordT>(chunk) * kPanel;
   const Buffer<WordT> normalized(host, n == nullptr ? block.panels * n_size : 0), h(host, block.panels * h_size);
   const Buffer<float> u(host, block.panels * a.width * kPanel);
@@ -185,7 +187,7 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
   });
 
   // Words of the gradients of the pre-activations, [panel][gate, up][chunk]: where elements are words they serve as such.
-  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk, a.hidden);
+  const int64_t chunk = host.threads > 1 ? a.hidden : smaller(kChunk<WordT>, a.hidden);
   constexpr bool words_apart = kElements<WordT> > 1;
   const int64_t z_size = words_of<WordT>(chunk) * kPanel;
   const Buffer<WordT> z_words(host, words_apart ? block.panels * (1 + gated) * z_size : 0);
@@ -200,7 +202,7 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
     const Weight<W> w_out[1] = {{a.w_out + f0, 1, a.hidden}};
     each_tile(host, w_out, count, 0, a.width, a.width, block.panels,
               [&](int64_t f, int64_t rows, const Left<Element>* left, int64_t p, int64_t) {
-                alignas(64) float grad_h[kRows * kPanel];
+                alignas(64) float grad_h[kRows<WordT> * kPanel];
                 tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false);
                 const W* z_tile = z + (p * channels + f0 + f) * kPanel;
                 Element* to_z = group.z + (p * channels + f0 + f) * kPanel;
@@ -240,7 +242,7 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
 // As many as fit into the memory that sums over several groups would take; else a few.
 template <class X, class W>
 int64_t panels_of_group(const FFNStep<X, W>& a, int64_t all) {
-  const int64_t few = smaller(a.saved_hidden == nullptr ? kLeanGroupPanels : kGroupPanels, all);
+  const int64_t few = smaller(kGroupPanels<Word<W>> / (a.saved_hidden == nullptr ? 2 : 1), all);
   int64_t sums = 0;
   if (a.grad_w_in != nullptr) sums += MatrixGradient<W>::bytes_beside(pre_activations(a), a.width);
   if (a.grad_w_out != nullptr) sums += MatrixGradient<W>::bytes_beside(a.hidden, a.width);
@@ -252,7 +254,7 @@ int64_t panels_of_group(const FFNStep<X, W>& a, int64_t all) {
 
 template <class X, class W>
 void ffn_step_forward(const FFNStep<X, W>& a, const Host& host) {
-  const Division division(host, a.rows);
+  const Division<Word<W>> division(host, a.rows);
   const int64_t channels = pre_activations(a);
   division.run(host, 0, division.panels, [&](const Host& inner, int64_t first, int64_t panels) {
     const Block<X, W> block{a, first, panels};

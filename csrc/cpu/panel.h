@@ -3,6 +3,7 @@
 //   panel    [ceil(width / kElements)][kPanel] words: lanes are the tokens of one panel, zeros beyond the last one
 //   columns  [ceil(width / kPanel)][tokens / kElements][kPanel] words: lanes are features, so that a product contracts
 //            over tokens; what the gradients of weights need
+//   elements [panel][width][kPanel] elements: tokens side by side, a left operand that contracts over them
 #pragma once
 
 #include "norm.h"
@@ -16,7 +17,14 @@ MACARON_INLINE int64_t words_of(int64_t elements) { return ceil_div(elements, kE
 // Two vectors that are neighbours along the contraction as one of words; a float word is the first alone.
 MACARON_INLINE void store_words(float* p, Vec first, Vec) { store(p, first); }
 MACARON_INLINE void store_words(Pair* p, Vec first, Vec second) {
+#if defined(__AVX512BF16__)
+  constexpr uint32_t step = 0x10001;  // from one pair of places to the next, of `first` and `second` side by side
+  const VecU places = 0x100000u + step * (VecU)counting();
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+  store_bits(&p->bits, (VecU)_mm512_maskz_permutexvar_epi16(0xffffffff, (__m512i)places, halves));
+#else
   store_bits(&p->bits, rounded_bits(first) | rounded_bits(second) << 16);
+#endif
 }
 
 // One tile, kLanes tokens by kLanes features: r[i] holds the features c ... of token i.
@@ -63,6 +71,18 @@ static void fill_panel(int64_t count, int64_t width, WordT* panel, WordT* column
         tile_to_columns(r, token + lane, tokens, c, columns);
       }
   }
+}
+
+// The elements of one panel of pairs.
+static inline void panel_to_elements(const Pair* panel, int64_t width, bf16* elements) {
+  for (int64_t c = 0; c < width; c += 2, panel += kPanel)
+    for (int64_t lane = 0; lane < kPanel; lane += kLanes) {
+      VecU pairs;
+      std::memcpy(&pairs, panel + lane, sizeof pairs);
+      const VecH first = __builtin_convertvector(pairs & 0xffffu, VecH), second = __builtin_convertvector(pairs >> 16, VecH);
+      std::memcpy(elements + c * kPanel + lane, &first, sizeof first);
+      if (c + 1 < width) std::memcpy(elements + (c + 1) * kPanel + lane, &second, sizeof second);
+    }
 }
 
 // The panel of N(x).

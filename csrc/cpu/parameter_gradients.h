@@ -1,7 +1,8 @@
 // Gradients of parameter matrices: grad_w[f][d] = sum over tokens of a[f][token] b[token][d].
 //
 // a comes in panels of elements [panel][f][kPanel] (tokens side by side), b in columns (panel.h). Threads divide the
-// features f, so that the sum over tokens has one order whatever their number.
+// features f, so that the sum over tokens has one order whatever their number. Of a transposed gradient grad_w[d][f] tiles
+// are transposed before they are written; with AMX, which computes faster than that, a is, and b comes in elements.
 #pragma once
 
 #include "host.h"
@@ -54,19 +55,23 @@ class MatrixGradient {
   void add(const Host& host, const typename Arithmetic<WordT>::Element* a, int64_t tokens, const WordT* columns,
            bool first, bool last, float* bias) {
     constexpr int step = kElements<WordT>;
+    constexpr int64_t tile = kRows<WordT>;
     const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
     const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
-    const int64_t near = larger<int64_t>(kPanelBytes / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
-    parallel(host, ceil_div(features_, kRows), [&](int64_t first_tile, int64_t last_tile) {
-      const int64_t begin = first_tile * kRows, end = smaller(last_tile * kRows, features_);
+    const int64_t near = larger<int64_t>(kPanelBytes<WordT> / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
+    if constexpr (kAmx<WordT>)
+      if (transposed_) return add_turned(host, a, panels, words, reinterpret_cast<const bf16*>(columns), first, last);
+    parallel(host, ceil_div(features_, tile), [&](int64_t first_tile, int64_t last_tile) {
+      const TileRegisters<WordT> registers;
+      const int64_t begin = first_tile * tile, end = smaller(last_tile * tile, features_);
       if (bias != nullptr) add_rows(a, features_, begin, end, panels, bias, !first);
       alignas(64) float part[kTransposed * kPanel];
       auto tiles = [&](int64_t f, int64_t stop, int64_t d, bool ahead) {
         const int64_t valid = smaller<int64_t>(kPanel, width_ - d);
-        for (int64_t i = f; i < stop; i += kRows) {
+        for (int64_t i = f; i < stop; i += tile) {
           const Left<typename Arithmetic<WordT>::Element> left{a + i * kPanel, kPanel, step, words, panels,
-                                                               features_ * kPanel, ahead ? kRows * kPanel : 0};
-          tile_rows(smaller<int64_t>(kRows, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
+                                                               features_ * kPanel, ahead ? tile * kPanel : 0};
+          tile_rows(smaller(tile, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
                     part + (i - f) * kPanel, kPanel, false);
         }
         write(part, f, stop - f, d, valid, first, last);
@@ -77,13 +82,51 @@ class MatrixGradient {
           for (int64_t f = begin; f < end; f += kTransposed) tiles(f, smaller(f + kTransposed, end), d, true);
       else
         for (int64_t d0 = 0; d0 < width_; d0 += near)
-          for (int64_t f = begin; f < end; f += kRows)
-            for (int64_t d = d0; d < smaller(d0 + near, width_); d += kPanel) tiles(f, smaller(f + kRows, end), d, d == d0);
+          for (int64_t f = begin; f < end; f += tile)
+            for (int64_t d = d0; d < smaller(d0 + near, width_); d += kPanel) tiles(f, smaller(f + tile, end), d, d == d0);
     });
   }
 
  private:
-  static constexpr int64_t kTransposed = 4 * kRows;  // rows that become columns at a time: whole vectors
+  // For AMX: grad[d][f] from b's elements [panel][d][kPanel], and a's words as columns.
+  template <class Element>
+  void add_turned(const Host& host, const Element* a, int64_t panels, int64_t words, const Element* b, bool first, bool last) {
+    constexpr int64_t tile = kRows<Pair>;
+    const int64_t all_words = panels * kPanel / 2;
+    parallel(host, ceil_div(features_, kPanel), [&](int64_t begin, int64_t end) {
+      const TileRegisters<Pair> registers;
+      const Buffer<Pair> columns(host, all_words * kPanel);
+      alignas(64) float part[tile * kPanel];
+      for (int64_t f = begin * kPanel; f < smaller(end * kPanel, features_); f += kPanel) {
+        const int64_t valid = smaller<int64_t>(kPanel, features_ - f);
+        for (int64_t p = 0; p < panels; ++p)
+          elements_to_columns(a + (p * features_ + f) * kPanel, valid, columns + p * kPanel / 2 * kPanel);
+        for (int64_t d = 0; d < width_; d += tile) {
+          const int64_t rows = smaller(tile, width_ - d);
+          const Left<Element> left{b + d * kPanel, kPanel, 2, words, panels, width_ * kPanel};
+          tile_rows(rows, left, static_cast<const Pair*>(columns), kPanel, valid, part, kPanel, false);
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < valid; j += kLanes)
+              put((d + i) * features_ + f + j, load(part + i * kPanel + j), valid - j, first, last);
+        }
+      }
+    });
+  }
+  // [features][kPanel] elements, at most kPanel features, to [kPanel / 2][kPanel] pairs of tokens.
+  static void elements_to_columns(const bf16* elements, int64_t features, Pair* columns) {
+    const float* rows = reinterpret_cast<const float*>(elements);  // of words
+    for (int64_t f = 0; f < kPanel; f += kLanes)
+      for (int64_t w = 0; w < kPanel / 2; w += kLanes) {
+        Vec r[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) r[i] = f + i < features ? load(rows + (f + i) * (kPanel / 2) + w) : Vec{};
+        transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<float*>(columns + (w + i) * kPanel + f), r[i]);
+      }
+  }
+
+  static constexpr int64_t kTransposed = 4 * kRows<Word<W>>;  // rows that become columns at a time: whole vectors
   static_assert(kTransposed % kLanes == 0);
   static constexpr bool kNarrow = sizeof(W) < sizeof(float);
 

@@ -7,106 +7,9 @@
 // at a time, and used for all panels of a block.
 #pragma once
 
-#include "vec.h"
+#include "amx.h"
 
 namespace macaron_ops::MACARON_OPS_ISA {
-
-constexpr int kPanel = 32;  // lanes of a panel
-// Terms of a sum that are added one after the other.
-constexpr int64_t kSegment = 240;      // features
-constexpr int64_t kTokenSegment = 128;  // tokens, a whole panel at least; pairs of bf16 are less exact themselves
-#if defined(__FMA__) || defined(__aarch64__)
-constexpr int64_t kChain = kSegment;
-#else
-constexpr int64_t kChain = 8;  // of a segment, where products are rounded before they are added
-#endif
-static_assert(kSegment % kChain == 0);
-#if defined(__AVX512F__)
-constexpr int kRows = 12;  // 12 x 2 accumulators of 32 registers
-constexpr int kVecs = 2;   // vectors of a tile
-#elif defined(__AVX2__)
-constexpr int kRows = 6;  // 6 x 2 accumulators of 16 registers
-constexpr int kVecs = 2;
-#else
-constexpr int kRows = 6;
-constexpr int kVecs = 2;
-#endif
-
-struct Pair {  // two bf16, the first one in the lower half
-  uint32_t bits;
-};
-
-// What the panels of a product with weights of type W hold.
-template <class W>
-struct WordOf {
-  using Type = float;
-};
-#if defined(__AVX512BF16__)
-template <>
-struct WordOf<bf16> {
-  using Type = Pair;
-};
-#endif
-template <class W>
-using Word = typename WordOf<W>::Type;
-
-// How many elements along k a word holds.
-template <class WordT>
-constexpr int kElements = 1;
-template <>
-inline constexpr int kElements<Pair> = 2;
-
-template <class WordT>
-struct Arithmetic;
-
-template <>
-struct Arithmetic<float> {
-  using Element = float;
-  using Operand = Vec;
-  MACARON_INLINE Operand load(const float* p) { return MACARON_OPS_ISA::load(p); }
-  MACARON_INLINE Operand broadcast(const float* p) { return MACARON_OPS_ISA::broadcast(*p); }
-  MACARON_INLINE Vec multiply_add(Vec sum, Operand a, Operand b) { return sum + a * b; }
-};
-
-#if defined(__AVX512BF16__)
-template <>
-struct Arithmetic<Pair> {
-  using Element = bf16;
-  using Operand = __m512i;
-  MACARON_INLINE Operand load(const Pair* p) { return _mm512_loadu_si512(p); }
-  MACARON_INLINE Operand broadcast(const bf16* p) {
-    int32_t pair;
-    std::memcpy(&pair, p, 4);
-    return _mm512_set1_epi32(pair);
-  }
-  MACARON_INLINE Vec multiply_add(Vec sum, Operand a, Operand b) {
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-  }
-};
-#else
-template <>
-struct Arithmetic<Pair> {  // a type alone: nothing multiplies pairs here
-  using Element = bf16;
-};
-#endif
-
-// The left operand as a tile reads it, in elements: row i, word k of run r stands at p + i row + k step + r jump. One of
-// row and step is that of neighbouring words.
-template <class Element>
-struct Left {
-  const Element* p;
-  int64_t row, step;
-  int64_t words;     // of a run
-  int64_t runs = 1;  // how many runs follow one another along k
-  int64_t jump = 0;
-  int64_t ahead = 0;  // from a row to the one that will be read next in its place, to be fetched meanwhile; 0: not known
-
-  Left rows_from(int64_t i) const {
-    Left left = *this;
-    left.p += i * row;
-    return left;
-  }
-};
 
 // c[i][lane] (+)= sum over k, for `rows` rows and `vecs` vectors. Accumulators live in registers. The words of a
 // row are neighbours, or else those of a column: with one stride known all addresses are bases and one index.
@@ -160,7 +63,7 @@ static void tile(const Left<typename Arithmetic<WordT>::Element>& a, const WordT
     }
 }
 
-template <class WordT, int vecs, int rows = kRows>
+template <class WordT, int vecs, int rows = kVectorRows>
 MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b,
                             int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   if (count == rows) {
@@ -170,10 +73,10 @@ MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>
   if constexpr (rows > 1) tile_of<WordT, vecs, rows - 1>(count, a, b, ldb, c, ldc, accumulate);
 }
 
-// At most kRows rows and kPanel lanes, of which the first `lanes` (rounded up to vectors) are computed. Long sums are
-// added up in segments: their rounding errors grow with the length of a segment, not with that of the sum.
+// At most kVectorRows rows and kPanel lanes, of which the first `lanes` (rounded up to vectors) are computed. Long sums
+// are added up in segments: their rounding errors grow with the length of a segment, not with that of the sum.
 template <class WordT>
-static void tile_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
+static void vector_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
                       int64_t lanes, float* c, int64_t ldc, bool accumulate) {
   constexpr int64_t words = kChain / kElements<WordT>;
   const int64_t runs = a.words > words ? 1 : kTokenSegment / kPanel * (kElements<WordT> > 1 ? 2 : 1);
@@ -190,6 +93,18 @@ static void tile_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Eleme
         tile_of<WordT, kVecs>(rows, part, from + v, ldb, c + v, ldc, add);
       for (; v < lanes; v += kLanes) tile_of<WordT, 1>(rows, part, from + v, ldb, c + v, ldc, add);
     }
+}
+
+// The same for at most kRows rows, which take the tile registers of AMX where their words lie side by side along the sum:
+// the caller holds a TileRegisters<WordT>.
+template <class WordT>
+static void tile_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
+                      int64_t lanes, float* c, int64_t ldc, bool accumulate) {
+  if constexpr (kAmx<WordT>)
+    if (a.step == kElements<WordT>) return amx_rows(rows, a, b, ldb, lanes, c, ldc, accumulate);
+  for (int64_t i = 0; i < rows; i += kVectorRows)
+    vector_rows(smaller<int64_t>(kVectorRows, rows - i), i == 0 ? a : a.rows_from(i), b, ldb, lanes, c + i * ldc, ldc,
+                accumulate);
 }
 
 }  // namespace macaron_ops::MACARON_OPS_ISA

@@ -36,8 +36,8 @@ struct RowSums {
 };
 
 // The gradients of the residual's two terms: that of the sum, which is `grad` itself in pre placement and goes to
-// `grad_total` (count, width) in post; and that of u, as panel and columns (`token`: their first row there, of `tokens`;
-// null where not needed).
+// `grad_total` (count, width) in post; and that of u, as panel and as what MatrixGradient wants for a transposed gradient:
+// columns, elements with AMX (`token`: their first row there, of `tokens`; null where not needed).
 template <class WordT, class X, class T>
 static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t width, const Residual& residual,
                               const Norm& norm, const T* total, float* grad_total, WordT* panel, WordT* columns,
@@ -53,7 +53,13 @@ static void residual_backward(const X* grad, int64_t row, int64_t count, int64_t
     const Vec g = residual.pre ? load_part(grad + at, n) : load_part(grad_total + at, n);
     return drop(residual.step * g, row * width + at);
   };
-  fill_panel(count, width, panel, columns, token, tokens, grad_u, sums.bias);
+  if constexpr (kAmx<WordT>) {
+    fill_panel<WordT>(count, width, panel, nullptr, token, tokens, grad_u, sums.bias);
+    if (columns != nullptr)
+      panel_to_elements(panel, width, reinterpret_cast<bf16*>(columns) + token * width);
+  } else {
+    fill_panel(count, width, panel, columns, token, tokens, grad_u, sums.bias);
+  }
 }
 
 // grad_x from the gradient in N(x), a panel of floats, and that of the sum (see residual_backward).

@@ -27,9 +27,9 @@ struct BlockedLoops {
 
   // c (+)= rows of a times the panel b.
   static void product(int64_t rows, const Left<Element>& a, const WordT* b, int64_t count, float* c, bool accumulate) {
-    for (int64_t i = 0; i < rows; i += kRows)
-      tile_rows<WordT>(smaller<int64_t>(kRows, rows - i), a.rows_from(i), b, kPanel, count, c + i * kPanel, kPanel,
-                       accumulate);
+    for (int64_t i = 0; i < rows; i += kVectorRows)
+      vector_rows<WordT>(smaller<int64_t>(kVectorRows, rows - i), a.rows_from(i), b, kPanel, count, c + i * kPanel,
+                         kPanel, accumulate);
   }
   // scores[j][lane] (+)= <other j, lane>, for the others from `begin` to `end`.
   static void multiply(const Others<WordT>& others, int64_t begin, int64_t end, const WordT* panel, int64_t count,

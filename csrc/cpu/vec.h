@@ -100,11 +100,17 @@ MACARON_INLINE float to_float(bf16 x) {
   std::memcpy(&f, &u, 4);
   return f;
 }
+// Where the machine multiplies bf16 it rounds to them, too, and takes denormal numbers for zeros in both.
+#if defined(__AVX512BF16__)
+MACARON_INLINE __m256i rounded_halves(Vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+MACARON_INLINE VecU rounded_bits(Vec x) { return (VecU)_mm512_maskz_cvtepu16_epi32(0xffff, rounded_halves(x)); }
+#else
 MACARON_INLINE VecU rounded_bits(Vec x) {  // the bf16 of each lane in the lane's lower half
   const VecU u = bits_of(x);
   const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   return x == x ? rounded : broadcast_bits(0x7fc0u);
 }
+#endif
 MACARON_INLINE bf16 to_bf16(float x) {
   uint32_t u;
   std::memcpy(&u, &x, 4);
@@ -130,7 +136,11 @@ MACARON_INLINE Vec load(const bf16* p) {
 }
 MACARON_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 MACARON_INLINE void store(bf16* p, Vec v) {
+#if defined(__AVX512BF16__)
+  const __m256i h = rounded_halves(v);
+#else
   const VecH h = __builtin_convertvector(rounded_bits(v), VecH);
+#endif
   std::memcpy(p, &h, sizeof h);
 }
 MACARON_INLINE void store_bits(uint32_t* p, VecU v) { std::memcpy(p, &v, sizeof v); }
@@ -150,7 +160,11 @@ MACARON_INLINE void store_part(float* p, Vec v, int64_t count) {
   _mm512_mask_storeu_ps(p, first_lanes(count), (__m512)v);
 }
 MACARON_INLINE void store_part(bf16* p, Vec v, int64_t count) {
+#if defined(__AVX512BF16__)
+  _mm256_mask_storeu_epi16(p, first_lanes(count), rounded_halves(v));
+#else
   _mm512_mask_cvtepi32_storeu_epi16(p, first_lanes(count), (__m512i)rounded_bits(v));
+#endif
 }
 #else
 template <class T>

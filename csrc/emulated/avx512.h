@@ -105,7 +105,11 @@ template <int rounding>
 MACARON_EMULATED __m512 maskz_reduce_ps(__mmask16 mask, __m512 x) {
   static_assert(rounding == 0 || rounding == 1);
   const __m512 rest = by_halves(x, [](__m256 half, int) {
-    return _mm256_sub_ps(half, _mm256_round_ps(half, rounding | _MM_FROUND_NO_EXC));
+    const __m256 whole = _mm256_round_ps(half, rounding | _MM_FROUND_NO_EXC), rest = _mm256_sub_ps(half, whole);
+    if constexpr (rounding == 0) return rest;  // exact
+    // The difference is rounded like the whole number, downwards: that of -1/2 < x < 0, in [1/2, 1), is not exact.
+    const __m256 above = _mm256_cmp_ps(_mm256_add_ps(rest, whole), half, _CMP_GT_OQ);
+    return _mm256_sub_ps(rest, _mm256_and_ps(above, _mm256_set1_ps(0x1p-24f)));
   });
   return (__m512)kept<16>(mask, infinite((Floats)x) ? Floats{} : (Floats)rest);
 }
@@ -148,6 +152,31 @@ MACARON_EMULATED __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
   });
 }
 
+// To bf16, to nearest even; denormal numbers become zeros, NaN a quiet one.
+MACARON_EMULATED __m256bh cvtneps_pbh(__m512 x) {
+  x = by_halves(x, [](__m256 half, int) { return flushed(half); });
+  const Words bits = (Words)x, nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Floats number = (Floats)x;
+  return (__m256bh)__builtin_convertvector(number == number ? nearest : bits >> 16 | 0x40u, Shorts);
+}
+MACARON_EMULATED __m512bh cvtne2ps_pbh(__m512 upper, __m512 lower) {
+  const __m256bh halves[2] = {cvtneps_pbh(lower), cvtneps_pbh(upper)};
+  __m512bh both;
+  std::memcpy(&both, halves, sizeof both);
+  return both;
+}
+MACARON_EMULATED __m512i maskz_permutexvar_epi16(uint32_t mask, __m512i places, __m512i x) {
+  uint16_t from[32], at[32], to[32];
+  std::memcpy(from, &x, sizeof x);
+  std::memcpy(at, &places, sizeof places);
+  for (int i = 0; i < 32; ++i) to[i] = mask >> i & 1 ? from[at[i] & 31] : 0;
+  std::memcpy(&x, to, sizeof x);
+  return x;
+}
+MACARON_EMULATED void mask_storeu_epi16(void* p, __mmask16 mask, __m256i v) {
+  store(mask, static_cast<uint16_t*>(p), (Shorts)v);
+}
+
 }  // namespace macaron_ops::emulated
 
 #undef _mm512_maskz_reduce_ps  // a macro itself where nothing is inlined
@@ -166,3 +195,7 @@ MACARON_EMULATED __m512 dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
 #define _mm512_maskz_reduce_ps(mask, x, rounding) macaron_ops::emulated::maskz_reduce_ps<rounding>(mask, x)
 #define _mm512_maskz_scalef_ps macaron_ops::emulated::maskz_scalef_ps
 #define _mm512_dpbf16_ps macaron_ops::emulated::dpbf16_ps
+#define _mm512_cvtneps_pbh macaron_ops::emulated::cvtneps_pbh
+#define _mm512_cvtne2ps_pbh macaron_ops::emulated::cvtne2ps_pbh
+#define _mm512_maskz_permutexvar_epi16 macaron_ops::emulated::maskz_permutexvar_epi16
+#define _mm256_mask_storeu_epi16 macaron_ops::emulated::mask_storeu_epi16

@@ -61,7 +61,7 @@ def why_not_loaded() -> str | None:
 
 
 def cpu_isa() -> str:
-    """The instruction set whose kernels run: base, avx2, avx512, avx512_bf16; "" without a library."""
+    """The instruction set whose kernels run: base, avx2, avx512, avx512_bf16, amx; "" without a library."""
     return _load().isa
 
 

@@ -132,6 +132,15 @@ def test_an_emulated_library_holds_no_instruction_of_avx512(tree):
     assert "target specific option mismatch" in build(tree, "--emulate", expect=1)
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="AMX is of x86-64")
+def test_a_compiler_that_does_not_know_amx_builds_the_other_sets(tree):
+    old = tree / "old"
+    old.write_text(f'#!/bin/sh\ncase "$*" in *-mamx*) exit 1;; esac\nexec {COMPILER} "$@"\n')
+    old.chmod(0o755)
+    text = build(tree, CXX=str(old))
+    assert "without amx" in text and "(avx512_bf16)" in text and "(amx)" not in text
+
+
 def test_without_a_compiler_one_screen_says_so_and_the_package_is_installed(tree):
     install(tree)
     text, record = install(tree, CXX="/nonexistent")

@@ -101,7 +101,7 @@ AttendStep<X, W> arguments(Call& call) {
 // Words of the panels of all sequences' heads, each as large as a float whatever it holds.
 template <class W>
 Tensor panels(int64_t batch, int64_t heads, int64_t tokens, int64_t head_dim) {
-  const HeadPanels at(tokens, head_dim, sizeof(W) == 2 && isa_in_use() == "avx512_bf16" ? 2 : 1);
+  const HeadPanels at(tokens, head_dim, sizeof(W) == 2 && words_are_pairs() ? 2 : 1);
   return empty({batch * heads * at.words() + HeadPanels::kSlack}, ScalarType::Float);
 }
 

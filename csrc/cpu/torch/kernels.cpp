@@ -3,8 +3,17 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <sstream>
 #include <vector>
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#endif
 
 namespace macaron_ops {
 
@@ -34,27 +43,48 @@ const char* const kNames[] = {
 #define MACARON_NAME(isa) #isa,
     MACARON_OPS_ISAS(MACARON_NAME)};
 
-bool supported(const std::string& isa) {
-  if (isa == "base") return true;
+#if defined(__x86_64__) && defined(__linux__)
+// Empty where this process may use the tile registers of AMX. Linux gives their 8 KiB of state to processes that ask once,
+// for all of their threads.
+std::string why_no_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned bf16_products = 1u << 22, tiles = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & bf16_products) == 0 || (d & tiles) == 0)
+    return "this CPU has no amx_bf16";
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if (syscall(SYS_arch_prctl, request_permission, tile_data) == 0) return "";
+  return std::string("the kernel does not permit tile registers (arch_prctl: ") + std::strerror(errno) + ")";
+}
+#endif
+
+// Why an instruction set of the build cannot run here; empty where it can.
+std::string why_not(const std::string& isa) {
+  if (isa == "base") return "";
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return "this CPU lacks avx2 or fma";
 #if defined(MACARON_OPS_EMULATED)  // csrc/emulated: every set takes no more
-  return true;
+  return "";
 #endif
-  if (isa == "avx2") return true;
+  if (isa == "avx2") return "";
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
-    return false;
-  return isa == "avx512" || __builtin_cpu_supports("avx512bf16");
+    return "this CPU lacks one of avx512f, avx512bw, avx512vl and avx512dq";
+  if (isa == "avx512") return "";
+  if (!__builtin_cpu_supports("avx512bf16")) return "this CPU lacks avx512_bf16";
+  if (isa == "avx512_bf16") return "";
+#if defined(__linux__)
+  static const std::string no_tiles = why_no_tiles();
+  return no_tiles;
 #endif
-  return false;
+#endif
+  return "it is for another kind of machine";
 }
 
 std::vector<Isa> here() {
   std::vector<Isa> found;
 #define MACARON_PUSH(isa) \
-  if (supported(#isa)) found.push_back(k_##isa);
+  if (why_not(#isa).empty()) found.push_back(k_##isa);
   MACARON_OPS_ISAS(MACARON_PUSH)
   return found;
 }
@@ -66,7 +96,10 @@ Isa choose() {
   if (asked.empty() && !choices.empty()) return choices.back();
   for (Isa isa : choices)
     if (asked == kNames[isa]) return isa;
-  STD_TORCH_CHECK(false, "MACARON_OPS_CPU_ISA=", asked, ": expected one that this machine supports: ", isas_here());
+  std::string why;
+  for (const char* name : kNames)
+    if (asked == name) why = " (" + why_not(asked) + ")";
+  STD_TORCH_CHECK(false, "MACARON_OPS_CPU_ISA=", asked, why, ": expected one that this machine supports: ", isas_here());
 }
 
 Isa chosen() {
@@ -75,6 +108,8 @@ Isa chosen() {
 }
 
 }  // namespace
+
+bool words_are_pairs() { return isa_in_use() == "avx512_bf16" || isa_in_use() == "amx"; }
 
 std::string isa_in_use() { return kNames[chosen()]; }
 

@@ -42,6 +42,7 @@ template <class X>
 const SphereKernels<X>& sphere_kernels();
 
 std::string isa_in_use();   // raises where MACARON_OPS_CPU_ISA names none of isas_here()
+bool words_are_pairs();     // whether what a word of a bf16 product holds is two bf16 (csrc/cpu/operand.h)
 std::string isas_here();    // built and supported by this machine, the best one last, separated by spaces
 
 }  // namespace macaron_ops

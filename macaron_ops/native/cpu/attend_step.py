@@ -37,7 +37,7 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
     keys = tokens if tensors.context is None else tensors.context.shape[-2]
     head_dim = channels // o.num_heads
     dtype = tensors.w_q.dtype
-    pairs = dtype == torch.bfloat16 and cpu_isa() == "avx512_bf16"
+    pairs = dtype == torch.bfloat16 and cpu_isa() in ("avx512_bf16", "amx")
 
     def panels(heads: int, tokens: int) -> tuple[tuple[int, ...], torch.dtype]:
         width = PANEL if tokens > WIDEST else max(2, tokens + tokens % 2)
