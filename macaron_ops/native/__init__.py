@@ -65,6 +65,11 @@ def cpu_isa() -> str:
     return _load().isa
 
 
+def words_are_pairs(dtype: torch.dtype) -> bool:
+    """Whether its kernels keep numbers of a dtype as pairs of bf16, not as float32: where the CPU multiplies pairs."""
+    return dtype == torch.bfloat16 and cpu_isa() in ("avx512_bf16", "amx")
+
+
 def cpu_isas() -> tuple[str, ...]:
     """Every instruction set that the library was built for and this CPU has, the oldest first."""
     return _load().isas

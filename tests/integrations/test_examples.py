@@ -1,6 +1,7 @@
 """Claim: the examples run as they stand, here at a tiny size."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,41 @@ def test_splitting_schemes():
     assert "layers.1: lie_trotter" in out
 
 
+@pytest.fixture
+def out(tmp_path):
+    """For the pictures of the examples with particles."""
+    for name in ("scipy", "matplotlib", "rich"):
+        pytest.importorskip(name)
+    return ["--out", str(tmp_path)]
+
+
+def test_clustering(out):
+    told = run("clustering.py", "--particles", "6", "--until", "2", "--patience", "2", *out)
+    (off,) = re.findall(r"from the exact equation (\S+)", told)
+    assert float(off) < 1e-9 and "ln_scaling not yet" in told and "particles.html" in told
+
+
+def test_metastability(out):
+    told = run("metastability.py", "--betas", "4", "--particles", "12", "--until", "30", *out)
+    assert "from t = " in told and "staircase.png" in told
+
+
+def test_perceptron_localisation(out):
+    told = run("perceptron_localisation.py", "--particles", "6", "--neurons", "3", "--betas", "4", *out)
+    assert "1. no attention, all particles there: maximum" in told and "downhill" in told
+
+
+def test_mean_field(out):
+    told = run("mean_field.py", "--sizes", "8", "32", "--steps", "20", "--cells", "64", *out)
+    assert "n = 32 " in told
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs transformers")
+def test_minilm_trajectories(out):
+    told = run("minilm_trajectories.py", "--random-weights", "--sentences", "2", "--singular-values", "1", *out)
+    assert "beta = 16: the energy rises in" in told and "jacobians.png" in told
+
+
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {
-        "conformer.py",
-        "macaron_lm.py",
-        "replace_layers.py",
-        "splitting_schemes.py",
-    }
+    tests = {name.removeprefix("test_") + ".py" for name in globals() if name.startswith("test_")}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == tests - {"every_example_is_tested.py"}

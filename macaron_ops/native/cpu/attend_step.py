@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from macaron_ops.native import cpu_isa
+from macaron_ops.native import words_are_pairs
 from macaron_ops.reference.attend_step import Options, Tensors
 
 from .plan import alone, why_not_dtypes
@@ -37,7 +37,7 @@ def saved_shapes(x: Tensor, tensors: Tensors, options: Options, save: str) -> Sa
     keys = tokens if tensors.context is None else tensors.context.shape[-2]
     head_dim = channels // o.num_heads
     dtype = tensors.w_q.dtype
-    pairs = dtype == torch.bfloat16 and cpu_isa() in ("avx512_bf16", "amx")
+    pairs = words_are_pairs(dtype)
 
     def panels(heads: int, tokens: int) -> tuple[tuple[int, ...], torch.dtype]:
         width = PANEL if tokens > WIDEST else max(2, tokens + tokens % 2)
