@@ -217,7 +217,8 @@ class SelfAttention(Field):
         given = [name for name in ("Q", "K", "V") if getattr(self, name) is not None]
         more = "".join(f", {name}" for name in given) + (f", heads={self.heads}" if self.heads > 1 else "")
         causal = ", causal=True" if self.causal else ""
-        return f"SelfAttention(beta={float(self.beta):g}{more}, weighting={self.weighting!r}{causal})"
+        beta = self.beta.item() if isinstance(self.beta, Tensor) else self.beta
+        return f"SelfAttention(beta={beta:g}{more}, weighting={self.weighting!r}{causal})"
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``Q x``, ``K x``, ``V x``, each ``(..., n, .)`` or ``(..., heads, n, .)``."""

@@ -7,8 +7,9 @@ from torch import Tensor
 from macaron_ops.ops.checks import choice
 from macaron_ops.splitting import CATALOGUE, RUNGE_KUTTA, Operator, Scheme, find, integrate
 
-from .fields import DIRECTIONS, Field, Scaled, Sum
+from .fields import DIRECTIONS, Field, Sum
 from .normalization import Normalization
+from .parts import parts
 
 __all__ = ["Stepper", "attention_and_perceptrons", "stepper"]
 
@@ -72,8 +73,8 @@ def _scheme(scheme: str | Scheme) -> Scheme:
 
 
 def _split(field: Field, scheme: Scheme, substep: str | Mapping[str, str], law: Normalization) -> Stepper:
-    parts = dict(zip("AB", attention_and_perceptrons(field), strict=True))
-    for name, part in parts.items():
+    sides = dict(zip("AB", attention_and_perceptrons(field), strict=True))
+    for name, part in sides.items():
         if part is None:
             what = {"A": "attention (A)", "B": "a perceptron (B)"}[name]
             raise ValueError(f"scheme: {scheme.name!r} splits attention from perceptrons; {what} is missing in {field}")
@@ -85,7 +86,7 @@ def _split(field: Field, scheme: Scheme, substep: str | Mapping[str, str], law: 
     methods = {name: "exact" if name in fused else method for name, method in chosen.items()}
 
     def operator(name: str, start: float) -> Operator:
-        part = parts[name]
+        part = sides[name]
         if name in fused:
             return Operator(flow=part.step)
         velocity = _velocity(part, law, start)
@@ -94,7 +95,7 @@ def _split(field: Field, scheme: Scheme, substep: str | Mapping[str, str], law: 
         return Operator(lambda y: velocity(start, y))
 
     def advance(t: float, y: Tensor, h: float) -> Tensor:
-        operators = {name: operator(name, t) for name in parts}
+        operators = {name: operator(name, t) for name in sides}
         retraction = lambda y: law.retract(t, y)  # noqa: E731
         return integrate(operators, y, 0.0, h, 1, scheme, substep=methods, retraction=retraction)
 
@@ -103,16 +104,6 @@ def _split(field: Field, scheme: Scheme, substep: str | Mapping[str, str], law: 
 
 def attention_and_perceptrons(field: Field) -> tuple[Field | None, Field | None]:
     """The part of a field in which particles meet, and the part that acts on each alone; None where there is none."""
-    terms = list(_terms(field, 1.0))
-    parts = [[term for term in terms if term.interacts == meets] for meets in (True, False)]
-    return tuple(None if not part else part[0] if len(part) == 1 else Sum(*part) for part in parts)
-
-
-def _terms(field: Field, factor: float):
-    if isinstance(field, Sum):
-        for part in field.fields:
-            yield from _terms(part, factor)
-    elif isinstance(field, Scaled):
-        yield from _terms(field.field, factor * field.factor)
-    else:
-        yield field if factor == 1.0 else factor * field
+    terms = [part if factor == 1.0 else factor * part for factor, part in parts(field)]
+    sides = [[term for term in terms if term.interacts == meets] for meets in (True, False)]
+    return tuple(None if not side else side[0] if len(side) == 1 else Sum(*side) for side in sides)

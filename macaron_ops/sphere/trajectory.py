@@ -68,6 +68,8 @@ class Trajectory:
             ValueError: it is no such file.
         """
         arrays, meta = read_arrays(path)
+        if "points" not in arrays:
+            raise ValueError(f"{path} is a checkpoint of a run, not a trajectory; simulate goes on with it")
         observed = {name.split("/", 1)[1]: arrays[name] for name in arrays if name.startswith("observed/")}
         return cls(
             arrays["times"],
