@@ -6,10 +6,8 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-// Panels for which a weight is read once: more of them leave the L2 cache, and AMX multiplies faster than weights come
-// from any other.
-template <class WordT>
-constexpr int64_t kBlockPanels = kAmx<WordT> ? 8 : 2;
+// Panels for which a weight is read once: more of them leave the L2 cache.
+constexpr int64_t kBlockPanels = kLargeL2 ? 8 : 2;
 
 // Many tokens: each thread takes blocks of panels and does everything for them, so that activations stay in its cache.
 // Few tokens: one block at a time, whose rows of weights the threads divide.
@@ -20,8 +18,8 @@ struct Division {
 
   Division(const Host& host, int64_t rows) : panels(ceil_div(rows, kPanel)) {
     by_features = host.threads > 1 && panels < 2 * host.threads;
-    block = by_features ? smaller<int64_t>(panels, 2 * kBlockPanels<WordT>)
-                        : smaller(kBlockPanels<WordT>, larger<int64_t>(panels / host.threads, 1));
+    block = by_features ? smaller<int64_t>(panels, 2 * kBlockPanels)
+                        : smaller(kBlockPanels, larger<int64_t>(panels / host.threads, 1));
   }
 
   // work(host, first panel, panels): the host has one thread where threads take blocks of their own.

@@ -89,7 +89,7 @@ template <class X, class W>
 void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& w, int64_t rows, int64_t k0, int64_t k,
                    const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
   const Weight<W> weights[1] = {w};
-  each_tile(host, weights, rows, k0, k, columns_of<Word<W>>(k), block.panels,
+  each_tile(host, weights, rows, k0, k, columns_of(w, k), block.panels,
             [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
               tile_rows(count, *left, b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, block.rows(p),
                         sums + (p * rows + i) * kPanel, kPanel, accumulate || c > 0);

@@ -61,6 +61,14 @@ inline constexpr bool kAmx<Pair> = true;
 template <class WordT>
 constexpr int kRows = kAmx<WordT> ? 32 : kVectorRows;
 
+// A machine with AMX has 2 MiB of L2 cache a core, and an L3 cache that is far away: weights are to be read once for more
+// tokens.
+#if defined(__AMX_BF16__)
+constexpr bool kLargeL2 = true;
+#else
+constexpr bool kLargeL2 = false;
+#endif
+
 template <class WordT>
 struct Arithmetic;
 

@@ -58,7 +58,7 @@ class MatrixGradient {
     constexpr int64_t tile = kRows<WordT>;
     const int64_t panels = ceil_div(tokens, kPanel), block_size = panels * kPanel / step * kPanel;  // words of a block
     const int64_t words = panels == 1 ? ceil_div(tokens, step) : kPanel / step;  // a single short panel is not summed in full
-    const int64_t near = larger<int64_t>(kPanelBytes<WordT> / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
+    const int64_t near = larger<int64_t>(kPanelBytes / (4 * block_size), 1) * kPanel;  // columns that stay in the L2 cache
     if constexpr (kAmx<WordT>)
       if (transposed_) return add_turned(host, a, panels, words, reinterpret_cast<const bf16*>(columns), first, last);
     parallel(host, ceil_div(features_, tile), [&](int64_t first_tile, int64_t last_tile) {

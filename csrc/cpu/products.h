@@ -20,7 +20,7 @@ template <class W>
 static void product(const Host& host, const Tokens& tokens, const Weight<W>& w, int64_t rows, int64_t k,
                     const Word<W>* b, int64_t stride, float* sums, bool accumulate) {
   const Weight<W> weights[1] = {w};
-  each_tile(host, weights, rows, 0, k, columns_of<Word<W>>(k), tokens.panels(),
+  each_tile(host, weights, rows, 0, k, columns_of(w, k), tokens.panels(),
             [&](int64_t row, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
               tile_rows(count, left[0], b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, tokens.count(p),
                         sums + (p * rows + row) * kPanel, kPanel, accumulate || c > 0);

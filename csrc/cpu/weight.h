@@ -138,19 +138,19 @@ static void pack_rows(const Weight<W>& w, int64_t begin, int64_t end, int64_t k0
                         buffer + (i - begin) / kVectorRows * size + j * kVectorRows);
 }
 
-// Of right operands that stay in the L2 cache while weights pass by; with AMX it is one of 2 MiB.
-template <class WordT>
-constexpr int64_t kPanelBytes = (kAmx<WordT> ? 1024 : 256) << 10;
-template <class WordT>
-constexpr int64_t kPackedBytes = (kAmx<WordT> ? 512 : 128) << 10;  // of packed weights that a thread holds at a time
+// Of right operands that stay in the L2 cache while weights pass by.
+constexpr int64_t kPanelBytes = (kLargeL2 ? 1024 : 256) << 10;
+constexpr int64_t kPackedBytes = (kLargeL2 ? 512 : 128) << 10;  // of packed weights that a thread holds at a time
 
-constexpr int64_t kColumns = 4 * kSegment;   // of a long sum that are added up at a time, for all rows, so that they do
-
-// The columns of `k` that a product takes at a time: parts of nearly one size, in whole segments. All of them with AMX,
-// which loses more by sums that are stored and loaded again.
-template <class WordT>
-MACARON_INLINE int64_t columns_of(int64_t k) {
-  return kAmx<WordT> || k <= kColumns ? k : round_up(ceil_div(k, ceil_div(k, kColumns)), kSegment);
+// The columns of `k` that a product takes at a time, for all rows, so that the panels stay in the L2 cache and a packed
+// tile in half of an L1 cache: parts of nearly one size, in whole segments. All of them with AMX, which loses more by sums
+// that are stored and loaded again.
+template <class W>
+MACARON_INLINE int64_t columns_of(const Weight<W>& w, int64_t k) {
+  using WordT = Word<W>;
+  constexpr int64_t in_place = 4 * kSegment, packed = 24 * kElements<WordT> / kVectorRows * kSegment;
+  const int64_t most = w.col == 1 ? in_place : packed;
+  return kAmx<WordT> || k <= most ? k : round_up(ceil_div(k, ceil_div(k, most)), kSegment);
 }
 
 // body(i, rows, left, p, c) for tiles of kRows rows of `weights` (one, or two side by side: left[0], left[1]), each of
@@ -162,12 +162,12 @@ static void each_tile(const Host& host, const Weight<W> (&weights)[count], int64
   using WordT = Word<W>;
   constexpr int64_t tile = kRows<WordT>;
   columns = smaller(columns, k);
-  const int64_t together = larger<int64_t>(kPanelBytes<WordT> / (4 * kPanel * ceil_div(columns, kElements<WordT>) + 1), 1);
+  const int64_t together = larger<int64_t>(kPanelBytes / (4 * kPanel * ceil_div(columns, kElements<WordT>) + 1), 1);
   const Source source = source_of(weights[0], k, panels);
   const bool lies = source == Source::in_place;
   const int64_t size = packed_size<WordT>(columns), packed_bytes = count * size * int64_t(sizeof(Packed<W>));
   int64_t most = ceil_div(rows, tile);
-  if (source == Source::packed) most = larger<int64_t>(kPackedBytes<WordT> / packed_bytes, 1);
+  if (source == Source::packed) most = larger<int64_t>(kPackedBytes / packed_bytes, 1);
   if (source == Source::copied) most = 1;  // right before they are read
   const int64_t at_a_time = source == Source::copied ? together : panels;
   parallel(host, ceil_div(rows, tile), [&](int64_t first_tile, int64_t last_tile) {
