@@ -69,6 +69,16 @@ def _why_no_tests() -> str | None:
     return f"{' and '.join(missing)} not installed" if missing else None
 
 
+def _sanitizer(tool: str) -> Callable[[Path], list[str]]:
+    return lambda folder: ["-m", "macaron_ops.bench.gpu_suite.sanitizer", tool, str(folder)]
+
+
+def _why_no_sanitizer() -> str | None:
+    from . import sanitizer  # which needs this module's CHECKOUT
+
+    return _why_no_tests() or sanitizer.why_not()
+
+
 def _why_no_build() -> str | None:
     if not CHECKOUT.joinpath("tools", "build_native.py").exists():
         return "this is not a checkout: there is nothing to build"
@@ -142,6 +152,26 @@ STEPS = (
         least=40,
         limit=600,
         command=_in_bfloat16("ops", (), "attend_step", *(f"ops/normalize_step {p}" for p in ("wmt", "bert", "conf"))),
+    ),
+    Step(
+        "memcheck",
+        "accesses of memory in the tests of the CUDA kernels, by compute-sanitizer",
+        seconds=600,
+        least=60,
+        limit=1800,
+        command=_sanitizer("memcheck"),
+        why_not=_why_no_sanitizer,
+        reads_tests=True,
+    ),
+    Step(
+        "racecheck",
+        "accesses of shared memory that no barrier orders, there too",
+        seconds=600,
+        least=60,
+        limit=1800,
+        command=_sanitizer("racecheck"),
+        why_not=_why_no_sanitizer,
+        reads_tests=True,
     ),
     Step(
         "native",
