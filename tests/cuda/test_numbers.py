@@ -112,6 +112,43 @@ def test_particles_in_every_order(order, device):
     check(Call("sphere_attend_step", tensors, {"step": 0.3, "causal": True}), "cuda", device)
 
 
+@pytest.mark.parametrize("weighting", ["softmax", "unnormalized"])
+def test_other_keys_in_every_order(weighting, order, device):
+    """Over two tiles, of channels that are no whole vectors."""
+    tensors = {"x": Drawn((37, 7), "unit", "x"), "query": Drawn((37, 5)), "key": Drawn((133, 5))}
+    tensors["value"] = Drawn((133, 7))
+    check(Call("sphere_attend_step", tensors, {"step": 0.3, "beta": -1.5, "weighting": weighting}), "cuda", device)
+
+
+def test_a_million_particles(device):
+    """That look at a few keys: offsets of rows, and the blocks of a launch, at this size."""
+    x, key = particles(1 << 20, 3).to(device), particles(5, 3, seed=1).to(device)
+    found = []
+    for backend in ("cuda", "reference"):
+        leaves = [t.clone().requires_grad_() for t in (x, key)]
+        with macaron_ops.use_backend(backend):
+            y = macaron_ops.sphere_attend_step(leaves[0], 0.3, 2.0, key=leaves[1], value=leaves[1])
+        found.append([y.detach(), *torch.autograd.grad(y, leaves, x.flip(1))])
+    (y, grad_x, grad_key), (their_y, their_grad_x, their_grad_key) = found
+    torch.testing.assert_close(y, their_y)
+    torch.testing.assert_close(grad_x, their_grad_x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad_key, their_grad_key, rtol=1e-4, atol=0.1)  # a sum over a million rows, in float32
+
+
+@pytest.mark.gpu
+def test_all_pairs_of_a_million_particles(device):
+    """The first and the last, against sums in float64."""
+    x = particles(1 << 20, 3).to(device)
+    with macaron_ops.use_backend("cuda"):
+        y = macaron_ops.sphere_attend_step(x, 0.3, 2.0)
+    some = torch.cat([x[:64], x[-64:]])
+    wide, every = some.double(), x.double()
+    u = torch.softmax(2.0 * wide @ every.T, -1) @ every
+    v = u - (u * wide).sum(-1, keepdim=True) * wide
+    exact = F.normalize(wide + 0.3 * v, dim=-1)
+    torch.testing.assert_close(torch.cat([y[:64], y[-64:]]).double(), exact, rtol=1e-5, atol=1e-6)
+
+
 def results(backend, x, beta, **options):
     """y and the gradient in x, for a gradient of y that is the same in every dtype."""
     x = x.detach().requires_grad_()
