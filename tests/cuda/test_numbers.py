@@ -13,7 +13,7 @@ from tests.native.calls import run as run_call
 from tests.native.strategies import normalize_calls, sphere_calls
 from tests.ops.cases import CASES, build
 from tests.ops.test_numbers import run, upcast
-from tests.rule import assert_draws_by_rule
+from tests.rule import assert_by_rule, assert_draws_by_rule
 
 NAMES = ("normalize_step", "sphere_attend_step")
 OURS = [case for case in CASES if case.operator.__name__ in NAMES and "past-a-tile" not in case.name]
@@ -123,16 +123,17 @@ def test_other_keys_in_every_order(weighting, order, device):
 def test_a_million_particles(device):
     """That look at a few keys: offsets of rows, and the blocks of a launch, at this size."""
     x, key = particles(1 << 20, 3).to(device), particles(5, 3, seed=1).to(device)
-    found = []
-    for backend in ("cuda", "reference"):
-        leaves = [t.clone().requires_grad_() for t in (x, key)]
-        with macaron_ops.use_backend(backend):
-            y = macaron_ops.sphere_attend_step(leaves[0], 0.3, 2.0, key=leaves[1], value=leaves[1])
-        found.append([y.detach(), *torch.autograd.grad(y, leaves, x.flip(1))])
-    (y, grad_x, grad_key), (their_y, their_grad_x, their_grad_key) = found
-    torch.testing.assert_close(y, their_y)
-    torch.testing.assert_close(grad_x, their_grad_x, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(grad_key, their_grad_key, rtol=1e-4, atol=0.1)  # a sum over a million rows, in float32
+
+    def run(operator, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, key, key)]
+        y = operator(leaves[0], 0.3, 2.0, key=leaves[1], value=leaves[2])
+        return [y.detach(), *torch.autograd.grad(y, leaves, x.flip(1).to(dtype))]
+
+    with macaron_ops.use_backend("cuda"):
+        ours = run(macaron_ops.sphere_attend_step, torch.float32)
+    eager, exact = (run(twins.sphere_attend_step, dtype) for dtype in (torch.float32, torch.float64))
+    for name, *found in zip(("y", "x", "key", "value"), ours, eager, exact, strict=True):
+        assert_by_rule(name, *found)
 
 
 @pytest.mark.gpu
