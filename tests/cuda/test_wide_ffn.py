@@ -4,7 +4,6 @@ products are plain sums with the same epilogues' code (csrc/cuda/host/products.c
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import macaron_ops
 from macaron_ops.native.cuda import library, wide_ffn
@@ -174,52 +173,6 @@ def test_what_it_declines(shape, options, message, device):
     x, w_in, w_out = (torch.zeros(s, device=device).bfloat16() for s in ((rows, d), (gated * hidden, d), (d, hidden)))
     with macaron_ops.use_backend("cuda"), pytest.raises(macaron_ops.BackendError, match=message):
         macaron_ops.ffn_step(x, w_in, None, w_out, None, **options)
-
-
-# -- the choice, on GPUs that are not here ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def explained(monkeypatch):
-    """What ``explain`` says of a wide FFN on a GPU of some capability: shapes suffice, no kernel runs."""
-    if torch.cuda.is_available():
-        pytest.skip("speaks of another GPU than the one that is here")
-    questions = (library.why_not_on, library.why_not_wgmma)
-
-    def explain(capability, archs=("80", "90a"), without_sm90=""):
-        for question in questions:
-            question.cache_clear()
-        monkeypatch.setattr(library, "_loaded", library._Loaded(None, archs, without_sm90))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-        with FakeTensorMode():
-            shapes = ((16, 1024), (4096, 1024), (4096,), (1024, 4096), (1024,))
-            args = [torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
-            return macaron_ops.explain(macaron_ops.ffn_step, *args, activation="gelu")
-
-    yield explain
-    for question in questions:
-        question.cache_clear()
-
-
-@pytest.mark.skipif(not library.on_host(), reason="asks the library for the CPU")
-def test_triton_until_it_is_timed(explained):
-    """On Hopper it can, and says how; it is not taken before somebody asks, and says why."""
-    pytest.importorskip("triton")
-    found = explained((9, 0))
-    assert found.backend == "triton"
-    assert "not yet timed beside Triton's; products by CUTLASS with their epilogues" in str(found)
-    with macaron_ops.use_backend("cuda"):
-        assert explained((9, 0)).backend == "cuda"
-
-
-@pytest.mark.skipif(not library.on_host(), reason="asks the library for the CPU")
-def test_it_asks_for_the_capability(explained):
-    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
-        found = str(explained(capability))
-        assert "they are for compute capability 9.0, not {}.{}".format(*capability) in found
-    assert "a GPU has compute capability 7.5, it was built for 80, 90a" in str(explained((7, 5)))
-    assert "sm_90a: built without" in str(explained((9, 0), without_sm90="built without"))
 
 
 def test_the_table_of_tiles():
