@@ -18,7 +18,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 class Replay(TorchDispatchMode):
     """What a graph does, on the CPU: the calls of a block of code, done again on the same tensors."""
 
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+    WAITS = ("item", "is_nonzero", "_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
 
     def __init__(self):
         super().__init__()
