@@ -137,6 +137,7 @@ def test_a_million_particles(device):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_all_pairs_of_a_million_particles(device):
     """The first and the last, against sums in float64."""
     x = particles(1 << 20, 3).to(device)
