@@ -47,8 +47,8 @@ def differences(record: dict[str, object], other: dict[str, object]) -> list[str
 
 
 def sources(device: torch.device) -> str:
-    """A digest of the package's code and the kernels' tables, with the library that was compiled for the device: it also
-    tells apart what no commit has, or checkouts without git."""
+    """A digest of the package's code and the kernels' tables, with the library that was compiled for the device: it
+    also tells apart what no commit has, or checkouts without git."""
     import macaron_ops
     from macaron_ops import kernels, native
     from macaron_ops.native.cuda import library

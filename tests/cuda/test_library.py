@@ -81,6 +81,34 @@ def test_what_is_compiled_for_each_gpu(monkeypatch):
             build.cuda_archs()
 
 
+@pytest.mark.parametrize(
+    ("answer", "archs"), [("9.0\\n8.6\\n9.0", ["86", "90a"]), (None, ["80", "90a"]), ("", ["80", "90a"])]
+)
+def test_the_gpus_of_the_machine_unless_others_are_asked_for(answer, archs, tmp_path, monkeypatch):
+    monkeypatch.delenv("MACARON_OPS_CUDA_ARCHS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if answer is not None:
+        tmp_path.joinpath("nvidia-smi").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        tmp_path.joinpath("nvidia-smi").chmod(0o755)
+    assert build.cuda_archs() == archs
+
+
+@pytest.mark.parametrize(("gigabytes", "depth"), [(4, 1), (20, 2), (128, 16)])
+def test_so_many_compilers_of_cutlass_as_there_is_memory_for(gigabytes, depth, monkeypatch, tmp_path):
+    """On 20 GB two, whatever ninja would run on its own."""
+    tmp_path.joinpath("include", "cutlass").mkdir(parents=True)
+    tmp_path.joinpath("include", "cutlass", "cutlass.h").touch()
+    for name, value in {"CUTLASS": tmp_path, "CUDA_ARCHS": "90a", "BUILD": "cuda"}.items():
+        monkeypatch.setenv(f"MACARON_OPS_{name}", str(value))
+    monkeypatch.setattr(build, "cuda_compiler", lambda torch: ("nvcc", "release 13"))
+    monkeypatch.setattr(build, "cuda_libraries", lambda nvcc: "")
+    monkeypatch.setattr(build.os, "sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": gigabytes << 18}.__getitem__)
+    text, record = build.plan_cuda(build.Modes())
+    assert f"pool sm90\n  depth = {depth}\n" in text and record["wide FFN"] == "with CUTLASS"
+    rules = {rule.split("\n")[0]: "  pool = sm90" in rule for rule in text.split("rule ")[1:]}
+    assert rules == {"kernel": False, "glue": False, "link": False, "sm90": True}
+
+
 def test_without_nvcc_it_is_left_out(monkeypatch):
     monkeypatch.setenv("NVCC", "/nonexistent")
     with pytest.raises(build.NotHere, match="the CUDA compiler /nonexistent is not there"):
