@@ -5,7 +5,7 @@
 memcheck finds accesses out of bounds and at wrong addresses: each tensor has its own allocation then, so that the next
 one does not hide them. racecheck finds accesses of shared memory that no barrier orders; it looks at the hand-written
 kernels alone, for it does not know all that orders those of CUTLASS. A piece is some tests in a process of its own with
-a limit of time. What is clean by the tool's own summary, with every test passed or skipped, is clean; all else is told.
+a limit of time. It is clean by the tool's own summary, where tests passed and none failed; all else is told.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from pathlib import Path
 
 from macaron_ops.native.cuda import library
 
+from . import gpu_tests
 from .steps import CHECKOUT
 
 FILE_NAME = "sanitizer.json"
 # A graph's capture needs torch's cache of memory, and a million particles would take minutes.
 _NEVER = "not cuda_graph and not million"
 TOOLS = {"memcheck": ("-k", _NEVER), "racecheck": ("-k", f"{_NEVER} and not wide")}
-CLEAN, FOUND, FAILED, SLOW = "clean", "found", "failed", "slow"
+CLEAN, SKIPPED, FOUND, FAILED, SLOW = "clean", "skipped", "found", "failed", "slow"
+_GOOD = (CLEAN, SKIPPED)
 SECONDS = 300.0  # of a piece
 _MOST = 24  # tests in a piece
 _SUMMARY = re.compile(r"^========= (?:ERROR|RACECHECK) SUMMARY: (\d+)", re.MULTILINE)
@@ -79,12 +81,14 @@ def run(
 
 
 def _piece(tool: str, tests: Sequence[str], log: Path, seconds: float) -> dict[str, object]:
-    log.unlink(missing_ok=True)
+    report = log.with_suffix(".xml")
+    for path in (log, report):
+        path.unlink(missing_ok=True)
     own = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
     asked = [command(), "--tool", tool, "--target-processes", "application-only", "--log-file", str(log)]
     asked += ["--report-api-errors", "no"] if tool == "memcheck" else []
     with subprocess.Popen(
-        [*asked, *_pytest(), *tests], cwd=CHECKOUT, env=os.environ | own, start_new_session=True
+        [*asked, *_pytest(), f"--junitxml={report}", *tests], cwd=CHECKOUT, env=os.environ | own, start_new_session=True
     ) as process:
         try:
             code = process.wait(seconds)
@@ -92,11 +96,12 @@ def _piece(tool: str, tests: Sequence[str], log: Path, seconds: float) -> dict[s
             return {"status": SLOW, "why": f"stopped after {seconds:.0f} s"}
         finally:
             _end(process)
-    return read(log.read_text(errors="replace") if log.exists() else "", code)
+    passed = gpu_tests.count([report])["passed"] if report.exists() else 0
+    return read(log.read_text(errors="replace") if log.exists() else "", code, passed)
 
 
-def read(log: str, code: int) -> dict[str, object]:
-    """What came of a piece whose process ended with ``code``, from the tool's log."""
+def read(log: str, code: int, passed: int) -> dict[str, object]:
+    """What came of a piece whose process ended with ``code``, from the tool's log and how many tests passed."""
     summaries = [int(count) for count in _SUMMARY.findall(log)]
     heads = list(dict.fromkeys(_HEAD.findall(log)))[:5]
     if sum(summaries):
@@ -105,14 +110,14 @@ def read(log: str, code: int) -> dict[str, object]:
         return {"status": FAILED, "why": f"the tool left no summary and ended with {code}: {'; '.join(heads)}"}
     if code:
         return {"status": FAILED, "why": f"nothing was found, but pytest ended with {code}"}
-    return {"status": CLEAN}
+    return {"status": CLEAN if passed else SKIPPED}
 
 
 def told(found: dict) -> str:
     """A line for the summary."""
     states = [piece["status"] for piece in found["pieces"].values()]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in (CLEAN, FOUND, FAILED, SLOW) if state in states)
-    bad = [f"\n- {name}: {_told(piece)}" for name, piece in found["pieces"].items() if piece["status"] != CLEAN]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in (*_GOOD, FOUND, FAILED, SLOW) if state in states)
+    bad = [f"\n- {name}: {_told(piece)}" for name, piece in found["pieces"].items() if piece["status"] not in _GOOD]
     left = f", {found['left']} left" if found["left"] else ""
     return f"{found['tool']}, of {len(states)} pieces of tests/cuda: {counts or 'nothing yet'}{left}{''.join(bad)}"
 
@@ -152,7 +157,7 @@ def main(tool: str, folder: str, *arguments: str) -> int:
     except KeyboardInterrupt:
         return 130
     print(told(found))
-    return int(any(piece["status"] != CLEAN for piece in found["pieces"].values()))
+    return int(any(piece["status"] not in _GOOD for piece in found["pieces"].values()))
 
 
 if __name__ == "__main__":

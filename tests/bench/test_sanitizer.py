@@ -44,7 +44,7 @@ RACE = """========= COMPUTE-SANITIZER
     ],
 )
 def test_what_the_tool_writes_is_read(log, code, status, why):
-    found = sanitizer.read(log, code)
+    found = sanitizer.read(log, code, passed=3)
     assert found["status"] == status and (why is None or why in found["why"])
     assert found.get("errors") == {WRITES: 2, RACE: 1}.get(log)
 
@@ -62,9 +62,16 @@ errors = int(any("wrong" in test for test in tests))
 log.write_text("========= An error of its own\\n" * errors + f"========= ERROR SUMMARY: {{errors}} errors\\n")
 sys.exit(subprocess.run(sys.argv[sys.argv.index({python!r}):]).returncode)
 """
-# And like pytest: a test fails where its name says so.
-PYTEST = [sys.executable, "-c", "import sys; sys.exit(any('fails' in test for test in sys.argv))"]
-TESTS = [["a.py::good[0]", "a.py::good[1]"], ["a.py::wrong"], ["a.py::fails"], ["a.py::slow"], ["a.py::good[2]"]]
+# And like pytest: a test fails or is skipped where its name says so.
+REPORT = """
+import sys
+(report,) = (argument.split("=")[1] for argument in sys.argv if argument.startswith("--junitxml="))
+skipped = "<skipped/>" * any("skips" in test for test in sys.argv)
+open(report, "w").write(f"<testsuite><testcase name='one'>{skipped}</testcase></testsuite>")
+sys.exit(any("fails" in test for test in sys.argv))
+"""
+PYTEST = [sys.executable, "-c", REPORT]
+TESTS = [["a.py::good[0]", "a.py::good[1]"], ["a.py::wrong"], ["a.py::fails"], ["a.py::slow"], ["a.py::skips"]]
 
 
 @pytest.fixture
@@ -90,11 +97,12 @@ def test_every_piece_is_looked_at_once_and_none_stops_the_next(tool, tmp_path):
         "a.py::wrong": "found",
         "a.py::fails": "failed",
         "a.py::slow": "slow",
-        "a.py::good[2]": "clean",
+        "a.py::skips": "skipped",
     }
     assert [line.split()[2:] for line in tool()] == TESTS
     told = sanitizer.told(found)
-    assert "racecheck, of 5 pieces of tests/cuda: 2 clean, 1 found, 1 failed, 1 slow\n" in told
+    assert "racecheck, of 5 pieces of tests/cuda: 1 clean, 1 skipped, 1 found, 1 failed, 1 slow\n" in told
+    assert "a.py::skips" not in told
     assert "a.py::wrong: found: An error of its own" in told and "slow: stopped after 2 s" in told
     assert sanitizer.run(tmp_path, "racecheck") == found and len(tool()) == 5
 
@@ -125,12 +133,12 @@ sys.exit(sanitizer.main("memcheck", {str(tmp_path)!r}))
     assert list(states(kept).values()) == ["clean", "found", "failed"] and kept["left"] == 2
     assert "1 clean, 1 found, 1 failed, 2 left" in sanitizer.told(kept)
     found = sanitizer.run(tmp_path, "memcheck", seconds=1.0)
-    assert len(tool()) == 6 and list(states(found).values()) == ["clean", "found", "failed", "slow", "clean"]
+    assert len(tool()) == 6 and list(states(found).values()) == ["clean", "found", "failed", "slow", "skipped"]
 
 
 def test_the_exit_code_is_that_of_a_failure_unless_all_is_clean(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(sanitizer, "why_not", lambda: None)
-    for chosen, code in ((TESTS[:1], 0), (TESTS[:2], 1)):
+    for chosen, code in (([TESTS[0], TESTS[4]], 0), (TESTS[:2], 1)):
         monkeypatch.setattr(sanitizer, "pieces", lambda arguments, chosen=chosen: chosen)
         assert sanitizer.main("memcheck", str(tmp_path)) == code
 
