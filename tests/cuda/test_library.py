@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import macaron_ops
+from macaron_ops import native
 from macaron_ops.native.cuda import library
 from tests.native.compiled import build
 
@@ -197,6 +198,17 @@ def test_a_library_of_other_sources_is_told(tmp_path):
     ninja.write_text("".join(lines))
     os.utime(built, (0, 0))
     assert f"{built} is older than csrc/cuda/activation.h: " in why_no_library(built)
+
+
+def test_what_is_newer_than_the_library(tmp_path, monkeypatch):
+    """As doctor tells it: all but what runs the kernels on the CPU, of which the library has nothing."""
+    old = tmp_path / "old.so"
+    old.touch()
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("MACARON_OPS_CUDA_LIBRARY", str(old))
+    newer = native.newer_sources("cuda")
+    assert {"rows.h", "norm_rows.cu", "sm90/gemm.h", "torch/tensors.h"} <= set(newer)
+    assert not [name for name in newer if name.startswith("host")]
 
 
 @needs_library
