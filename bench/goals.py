@@ -1,7 +1,7 @@
 """What the fused backends are meant to reach, as data, and what of it a run reached.
 
 A goal is a bound on one figure over the presets or workloads that its pattern matches: their median, or the worst of
-them. Every figure is a ratio of medians of variants that ran interleaved, or a number of bytes. A goal whose
+them. Every figure is a ratio of medians of variants that ran interleaved, or a number of bytes or seconds. A goal whose
 measurements a run does not have is not judged.
 """
 
@@ -19,6 +19,7 @@ from .results import Row
 SPEED = "speed"  # the denominator's time / this time: at least the bound
 ACTIVATIONS = "activation memory"  # this / the denominator's: at most the bound
 BYTES = "memory"  # peak bytes: at most the bound
+TIME = "time"  # median seconds: at most the bound
 LAUNCHED = "speed as launched"  # the same as speed, with what Python takes to launch the kernels
 COPY = "share of copy bandwidth"  # of what must be read and written: at least the bound
 _AT_LEAST = (SPEED, LAUNCHED, COPY)
@@ -56,7 +57,10 @@ _MANY_TOKENS = {"of": WORST, "tokens": 16384}
 _WIDE, _CONFORMERS = "ffn_step wmt-big*", "ffn_step conformer-*"
 _WHOLE = ("ops", "ffn_step wmt-big F=4096")
 _ROWS = ("normalize_step", "layer_norm")
+_CUDA_ROWS = (*_ROWS, "residual_norm", "rms_norm", "sphere_norm")
 _SPHERE = ("ops", "sphere_attend_step D=64, 65,536 particles")
+_MILLION = ("ops", "sphere_attend_step D=3, 1,048,576 particles", "float32", _FORWARD)
+_BOUND_OF_A_MILLION = 0.30  # seconds of exponentials and of multiply-adds, each: csrc/cuda/sphere_attend_step.cu
 _SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
 
 
@@ -65,9 +69,11 @@ def _on_gpu(subjects: str, direction: str, over: str, bound: float) -> Goal:
     return Goal(subjects.removesuffix("*").strip(" -"), where, TRITON, over, bound, **_MANY_TOKENS)
 
 
-def _rows(kernel: str, size: str, direction: str, over: str | None, bound: float, figure: str) -> Goal:
+def _rows(
+    kernel: str, size: str, direction: str, over: str | None, bound: float, figure: str, variant: str = TRITON
+) -> Goal:
     where = ("ops", f"{kernel} {size}", "bfloat16", direction)
-    return Goal(f"{kernel}, {_SIZES[size]}", where, TRITON, over, bound, figure, of=WORST)
+    return Goal(f"{kernel}, {_SIZES[size]}", where, variant, over, bound, figure, of=WORST)
 
 
 def _long_layer(width: int, variant: str, over: str, bound: float, figure: str = SPEED) -> Goal:
@@ -84,6 +90,7 @@ _GPU_GOALS = (
     *(_long_layer(width, " Strang", LIE_TROTTER, 0.7, ACTIVATIONS) for width in (512, 1024)),
     *(_long_layer(width, " lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS) for width in (512, 1024)),
     Goal("particles, D=64", (*_SPHERE, "bfloat16", _FORWARD), TRITON, SDPA, 0.85),
+    Goal("a million particles in space", _MILLION, CUDA, None, 2 * _BOUND_OF_A_MILLION, TIME),
     _on_gpu(_WIDE, _FORWARD, PRODUCTS, 1 / 1.08),
     _on_gpu(_WIDE, _FORWARD, EAGER, 1.3),
     _on_gpu(_WIDE, _FORWARD, COMPILED, 1.1),
@@ -100,6 +107,16 @@ _GPU_GOALS = (
         for kernel in _ROWS
         for direction in (_FORWARD, _TRAINING)
         for figure in (SPEED, LAUNCHED)
+    ),
+    *(
+        goal
+        for kernel in _CUDA_ROWS
+        for direction in (_FORWARD, _TRAINING)
+        for goal in (
+            _rows(kernel, "??* MB", direction, None, 0.92, COPY, CUDA),
+            _rows(kernel, "1 MB", direction, TRITON, 1.0, SPEED, CUDA),
+            _rows(kernel, "1 MB", direction, TRITON, 1.0, LAUNCHED, CUDA),
+        )
     ),
 )
 
@@ -218,6 +235,8 @@ def _matching(goal: Goal, rows: Iterable[Row]) -> Iterator[Row]:
 def _figure(goal: Goal, row: Row, over: Row | None) -> float | None:
     if goal.figure == BYTES:
         return float(row["memory"]["peak_bytes"])
+    if goal.figure == TIME:
+        return row["time"]["median"]
     if goal.figure == COPY:
         return row["extra"].get("share_of_copy")
     if over is None:
@@ -236,5 +255,5 @@ def _speed(row: Row, over: Row) -> float:
 
 
 def _write(goal: Goal) -> Callable[[float], str]:
-    writers = {BYTES: lambda value: f"{numbers.digits(value / 1e6)} MB", COPY: numbers.share}
+    writers = {BYTES: lambda value: f"{numbers.digits(value / 1e6)} MB", COPY: numbers.share, TIME: numbers.seconds}
     return writers.get(goal.figure, numbers.times)

@@ -160,6 +160,7 @@ DEFAULT_ARCHS = "80;90a"
 NVCC = "-O3 -std=c++17 -Icsrc -Xcompiler -fPIC,-fvisibility=hidden -Xptxas -warn-spills,-warn-lmem-usage"
 # The products by CUTLASS: wgmma and TMA, which sm_90a alone has. Its checks of itself would take a stack.
 HOPPER = "-gencode=arch=compute_90a,code=sm_90a --expt-relaxed-constexpr -DNDEBUG"
+HOPPER_BYTES = 8 << 30  # that a compiler of one of these takes, rounded up
 # Switching stacks by longjmp is what fibers are, and what _FORTIFY_SOURCE forbids.
 ON_HOST = "-DMACARON_OPS_CUDA_ON_HOST -Wno-unknown-pragmas -U_FORTIFY_SOURCE"
 
@@ -203,9 +204,17 @@ def plan_cuda(modes: Modes) -> tuple[str, dict]:
         ),
     ]
     if hopper:
-        lines.append(
-            rule("sm90", f"{hopper_cu} -MD -MF $out.d -c $in -o $out", "cu $in", "depfile = $out.d", "deps = gcc")
-        )
+        lines += [
+            f"pool sm90\n  depth = {at_a_time(HOPPER_BYTES)}",
+            rule(
+                "sm90",
+                f"{hopper_cu} -MD -MF $out.d -c $in -o $out",
+                "cu $in",
+                "depfile = $out.d",
+                "deps = gcc",
+                "pool = sm90",
+            ),
+        ]
     objects = []
     for source in (*hopper, *kernels, *glue):  # what takes longest first
         kind = "sm90" if source in hopper else "kernel" if source in kernels else "glue"
@@ -285,6 +294,15 @@ def cutlass(archs: list[str]) -> tuple[Path | None, str]:
     if given:
         raise BuildError(f"MACARON_OPS_CUTLASS={given}: there is no include/cutlass/cutlass.h in it")
     return None, "it was built without CUTLASS's headers (pip install --no-deps nvidia-cutlass)"
+
+
+def at_a_time(size: int) -> int:
+    """How many compilers of ``size`` bytes this machine's memory has room for; at least one."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        memory = 0
+    return max(1, memory // size)
 
 
 def generate(arch: str, archs: list[str]) -> list[str]:

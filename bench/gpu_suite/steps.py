@@ -12,6 +12,7 @@ from pathlib import Path
 
 import macaron_ops
 from macaron_ops import native
+from macaron_ops.native.cuda import library
 
 from .. import ffn_tiles, numbers
 from ..lines import aligned
@@ -45,18 +46,20 @@ def bench(suite: str, *arguments: str) -> Callable[[Path], list[str]]:
     return command
 
 
-def _in_bfloat16(suite: str, backend: str | None, *filters: str) -> Callable[[Path], list[str]]:
+def _in_bfloat16(suite: str, backends: Sequence[str], *filters: str) -> Callable[[Path], list[str]]:
     chosen = [argument for each in filters for argument in ("--filter", each)]
-    asked = ("--backend", backend) if backend else ()
+    asked = [argument for each in backends for argument in ("--backend", each)]
     ahead = ("--compile-ahead", str(PROCESSES))
     return bench(suite, "--dtype", "bfloat16", "--seconds", str(SECONDS), *asked, *ahead, *chosen)
 
 
-def _wide_ffn(folder: Path) -> list[str]:
-    """With the library for Hopper where it is; Triton's is timed all the same."""
-    backends = ("triton",) if ffn_tiles.why_not() else ("triton", "cuda")
-    asked = (argument for name in backends for argument in ("--backend", name))
-    return [*_in_bfloat16("ops", None, "ops/ffn_step wmt-big F=")(folder), *asked]
+def _beside_triton(why_not: Callable[[], str | None], chosen: str) -> Callable[[Path], list[str]]:
+    """The CUDA library's kernels beside Triton's where they are; Triton's are timed all the same."""
+
+    def command(folder: Path) -> list[str]:
+        return _in_bfloat16("ops", ("triton",) if why_not() else ("triton", "cuda"), chosen)(folder)
+
+    return command
 
 
 def _why_no_tests() -> str | None:
@@ -64,6 +67,16 @@ def _why_no_tests() -> str | None:
         return "this is not a checkout: there are no tests"
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else None
+
+
+def _sanitizer(tool: str) -> Callable[[Path], list[str]]:
+    return lambda folder: ["-m", "macaron_ops.bench.gpu_suite.sanitizer", tool, str(folder)]
+
+
+def _why_no_sanitizer() -> str | None:
+    from . import sanitizer  # which needs this module's CHECKOUT
+
+    return _why_no_tests() or sanitizer.why_not()
 
 
 def _why_no_build() -> str | None:
@@ -87,7 +100,7 @@ STEPS = (
         seconds=95,
         least=40,
         limit=400,
-        command=_in_bfloat16("ops", "triton", *(f"ops/ffn_step {preset}/" for preset in PRESETS)),
+        command=_in_bfloat16("ops", ("triton",), *(f"ops/ffn_step {preset}/" for preset in PRESETS)),
     ),
     Step(
         "wide",
@@ -95,7 +108,7 @@ STEPS = (
         seconds=30,
         least=20,
         limit=200,
-        command=_wide_ffn,
+        command=_beside_triton(ffn_tiles.why_not, "ops/ffn_step wmt-big F="),
     ),
     Step(
         "tiles",
@@ -108,11 +121,11 @@ STEPS = (
     ),
     Step(
         "rows",
-        "row kernels at 1, 64 and 256 MB against eager and the copy bandwidth",
-        seconds=50,
+        "row kernels at 1, 64 and 256 MB, CUDA's and Triton's, against eager and the copy bandwidth",
+        seconds=100,
         least=25,
-        limit=240,
-        command=_in_bfloat16("ops", "triton", " MB/"),
+        limit=400,
+        command=_beside_triton(library.why_not_loaded, " MB/"),
     ),
     Step(
         "tests",
@@ -130,7 +143,7 @@ STEPS = (
         seconds=200,
         least=60,
         limit=600,
-        command=_in_bfloat16("layers", "auto"),
+        command=_in_bfloat16("layers", ("auto",)),
     ),
     Step(
         "ops",
@@ -138,7 +151,27 @@ STEPS = (
         seconds=120,
         least=40,
         limit=600,
-        command=_in_bfloat16("ops", None, "attend_step", *(f"ops/normalize_step {p}" for p in ("wmt", "bert", "conf"))),
+        command=_in_bfloat16("ops", (), "attend_step", *(f"ops/normalize_step {p}" for p in ("wmt", "bert", "conf"))),
+    ),
+    Step(
+        "memcheck",
+        "accesses of memory in the tests of the CUDA kernels, by compute-sanitizer",
+        seconds=600,
+        least=60,
+        limit=1800,
+        command=_sanitizer("memcheck"),
+        why_not=_why_no_sanitizer,
+        reads_tests=True,
+    ),
+    Step(
+        "racecheck",
+        "accesses of shared memory that no barrier orders, there too",
+        seconds=600,
+        least=60,
+        limit=1800,
+        command=_sanitizer("racecheck"),
+        why_not=_why_no_sanitizer,
+        reads_tests=True,
     ),
     Step(
         "native",

@@ -17,7 +17,7 @@ from .. import ceilings, goals, headlines, numbers, results, runner, session, ta
 from ..group import COMPILED, EAGER, OURS, PRODUCTS
 from ..lines import aligned
 from ..results import Row
-from . import gpu_tests, record
+from . import gpu_tests, record, sanitizer
 from .record import Record
 
 
@@ -69,6 +69,7 @@ def gather(
         "environment": here,
         "steps": [asdict(each) for each in records],
         "tests": _tests(folder, records),
+        "sanitizers": _sanitizers(folder, records),
         "ceilings": document and document["ceilings"],
         "goals": goals.told(document) if document else [],
         "headlines": headlines.headlines(document) if document else [],
@@ -89,6 +90,7 @@ def text(told: dict[str, object]) -> str:
         parts.append(f"Ceilings: {ceilings.told(told['ceilings'])}" + _clocks(told["ceilings"]))
     if told["tests"]:
         parts.append(_told_tests(told["tests"]))
+    parts += told["sanitizers"]
     if told["measured"]:
         parts.append("## Measured\n\n" + "\n".join(f"    {line}" for line in aligned([_COLUMNS, *told["measured"]])))
     for title in ("goals", "headlines"):
@@ -140,6 +142,11 @@ def _results(folder: Path, each: Record) -> Path:
 def _tests(folder: Path, records: Sequence[Record]) -> dict[str, object] | None:
     paths = (folder / "steps" / each.step / gpu_tests.FILE_NAME for each in records)
     return next((json.loads(path.read_text()) for path in paths if path.exists()), None)
+
+
+def _sanitizers(folder: Path, records: Sequence[Record]) -> list[str]:
+    paths = (folder / "steps" / each.step / sanitizer.FILE_NAME for each in records)
+    return [sanitizer.told(json.loads(path.read_text())) for path in paths if path.exists()]
 
 
 def _refused(document: dict[str, object]) -> list[str]:

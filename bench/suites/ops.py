@@ -2,14 +2,15 @@
 
 ffn_step is the half-step (step 1/2, width F/2) and attend_step the whole step of a preset's Strang layer;
 normalize_step and sphere_attend_step move particles on the unit sphere. On a GPU there are also a whole FFN of width
-4096 and row kernels, normalize_step and the layer norm of the Triton kernels, at 1, 64 and 256 MB a tensor: those are
-limited by memory, and told as a share of the copy bandwidth.
+4096 and row kernels, normalize_step and the norms around products, Triton's and the CUDA library's, at 1, 64 and 256 MB
+a tensor: those are limited by memory, and told as a share of the copy bandwidth.
 
 On a GPU what ffn_step and the row kernels read is taken from memory: each call has another copy of the tensors.
 
 Particles in three dimensions are float32 unless another dtype is asked for, and have more denominators: eager with its
 n x n matrix, `scaled_dot_product_attention`, and pykeops where it is installed. Eight times as many, too many for the
-matrix, are measured alone, and on a GPU 65,536 of 64 channels beside `scaled_dot_product_attention`.
+matrix, are measured alone, in a full run on a GPU also a million, and on a GPU 65,536 of 64 channels beside
+`scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import eager, flops, products
+from .. import eager, flops, norm_kernels, products
 from ..correctness import Yardstick
 from ..group import (
     COMPILED,
@@ -55,10 +56,10 @@ _PARTICLES["cuda"] = {"quick": (16, 1024, 64), "normal": (16, 4096, 64), "full":
 _IN_SPACE = {"cpu": {"quick": 4096, "normal": 16384, "full": 16384}}
 _IN_SPACE["cuda"] = {"quick": 8192, "normal": 16384, "full": 32768}
 _MANY = 8  # times as many as in space
+_MILLION = 1 << 20
 _CHECKED = 256  # of the many
 _STEP, _BETA = 0.1, 4.0
 WIDE_PRESET = "wmt-big"  # whose whole FFN is measured too
-TRITON = f"{OURS} triton"
 _MEGABYTES = {"quick": (1, 64), "normal": (1, 64, 256), "full": (1, 64, 256, 1024)}
 _ROW = 1024  # channels of the row kernels' rows
 
@@ -70,8 +71,8 @@ class Case:
     `rivals` are further forms that are not ours, `exact` the eager form that computes the truth, where another one
     would take too much memory. `alone`: too large for eager forms and the reference; the first particles are checked.
     `cold`: on a GPU its tensors are read from memory. `row_passes`: how many tensors like x a forward, and a forward
-    with its backward, read and write at the least, where memory is the limit. `kernel`: `fused` is a Triton kernel that
-    no operator is, and has no other backend.
+    with its backward, read and write at the least, where memory is the limit. `kernel`: `fused` is of no operator, and
+    takes the name of the backend whose kernel it is, one of `norm_kernels.BACKENDS`.
     """
 
     subject: str
@@ -118,17 +119,24 @@ def cases(options: Options) -> list[Case]:
     if effort != "quick":
         found.append(many_case(_MANY * _IN_SPACE[device][effort]))
     if device == "cuda":
+        found += [many_case(_MILLION)] if effort == "full" else []
         wide = PRESETS[WIDE_PRESET]
         found += [whole_ffn_case(wide, *wide.size(device, effort)), wide_many_case(65536, 64), *row_cases(options)]
     return found
 
 
 def row_cases(options: Options) -> list[Case]:
-    """The row kernels at some megabytes a tensor, whatever its dtype."""
+    """The row kernels at some megabytes a tensor, whatever its dtype; what differs little from layer_norm at two."""
+    sizes, two = _MEGABYTES[options.effort], _MEGABYTES["quick"]
+    kernels = [
+        (normalize_rows_case, sizes),
+        (partial(norm_case, "layer"), sizes),
+        *((partial(norm_case, name), two) for name in ("residual", "rms", "sphere")),
+    ]
     return [
         replace(case((megabytes << 20) // (_ROW * DTYPES[dtype].itemsize), megabytes), dtypes=(dtype,))
-        for megabytes in _MEGABYTES[options.effort]
-        for case in (normalize_rows_case, norm_case)
+        for case, chosen in kernels
+        for megabytes in chosen
         for dtype in options.dtypes
     ]
 
@@ -211,52 +219,25 @@ def normalize_rows_case(rows: int, megabytes: int) -> Case:
     )
 
 
-def norm_case(rows: int, megabytes: int) -> Case:
-    """The layer norm that stands around a wide FFN, as rows of its own."""
+def norm_case(name: str, rows: int, megabytes: int) -> Case:
+    """The norm that stands around a wide FFN, as rows of its own: "layer", "rms", "sphere", or "residual", layer's of
+    the sum x + z, which is kept."""
+    summed = name == "residual"
+    norm = "layer" if summed else name
+    biases = {"norm_bias": (_ROW,)} if norm == "layer" else {}
     return Case(
-        f"layer_norm {megabytes} MB",
+        f"{name}_norm {megabytes} MB",
         {"batch": 1, "length": rows, "width": _ROW},
-        {"x": (1, rows, _ROW), "norm_weight": (_ROW,), "norm_bias": (_ROW,)},
-        lambda x, norm_weight, norm_bias: F.layer_norm(x, (_ROW,), norm_weight, norm_bias),
-        _norm_rows,
+        {"x": (1, rows, _ROW), "norm_weight": (_ROW,)} | biases | ({"z": (1, rows, _ROW)} if summed else {}),
+        partial(norm_kernels.eager, norm),
+        partial(norm_kernels.fused, norm),
         [],
         None,
         cold=True,
-        row_passes=(2, 5),  # x to n; then grad and x to the gradient
+        # x to n, or x and z to n and the sum; then grad and what was normalised to its gradient
+        row_passes=(4, 7) if summed else (2, 5),
         kernel=True,
     )
-
-
-def _norm_rows(x: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-    return _NormRows.apply(x, norm_weight, norm_bias)
-
-
-class _NormRows(torch.autograd.Function):
-    """The Triton kernels' layer norm with its backward, which the operators launch between their products."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        from macaron_ops.kernels.norm_rows import normalize_rows
-        from macaron_ops.kernels.rows import as_rows
-
-        ctx.save_for_backward(x, weight)
-        return normalize_rows(as_rows(x), "layer", weight, bias, _EPS, x.dtype).view(x.shape)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        from macaron_ops.kernels.norm_rows import normalize_rows_backward
-        from macaron_ops.kernels.rows import as_rows
-        from macaron_ops.kernels.sums import Sum
-
-        x, weight = ctx.saved_tensors
-        wanted = Sum(weight.dtype)
-        total, _, (by_weight, by_bias, _) = normalize_rows_backward(
-            as_rows(grad), as_rows(x), "layer", weight, _EPS, total=x.dtype, sums=(wanted, wanted, None)
-        )
-        return total.view(x.shape), by_weight, by_bias
-
-
-_EPS = 1e-5  # torch's default
 
 
 def sphere_case(batch: int, particles: int, dimension: int) -> Case:
@@ -325,7 +306,7 @@ def _backends(case: Case, options: Options) -> tuple[str, ...]:
     """The reference, where its calls take seconds, only if asked for or, but for the many, if nothing else can run."""
     names = backend_names(options)
     if case.kernel:
-        return tuple(name for name in names if f"{OURS} {name}" == TRITON)
+        return tuple(name for name in names if name in norm_kernels.BACKENDS)
     if options.backends or not case.min_rounds:
         return names
     fused = tuple(name for name in names if name != REFERENCE)
@@ -344,7 +325,7 @@ def make_inputs(case: Case, dtype: torch.dtype, device: torch.device, seed: int)
     generator = torch.Generator(device=device).manual_seed(seed)
     inputs = {}
     for name, shape in case.tensors.items():
-        if name in "xu":
+        if name in "xuz":
             values = torch.randn(shape, generator=generator, device=device)
         else:
             values = eager.random_parameter(name, shape, generator)
@@ -395,7 +376,7 @@ def _build(case: Case, dtype: torch.dtype, direction: str, options: Options, nam
         if name in case.rivals:
             return in_sets(case.rivals[name])
         backend = name.removeprefix(OURS).strip()
-        return in_sets(case.fused if case.kernel else on_backend(backend, case.fused))
+        return in_sets(partial(case.fused, backend) if case.kernel else on_backend(backend, case.fused))
 
     for name in names:
         if name == PRODUCTS:

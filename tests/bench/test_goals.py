@@ -99,6 +99,15 @@ def test_a_share_of_the_copy_bandwidth_and_a_speed_as_launched(judge, make_row):
     assert launched.figure == 0.75 and launched.cells()[4] == "slower, missed"
 
 
+def test_a_time(judge, make_row):
+    where = ("ops", "ffn_step *", "float32", "forward")
+    slow, fast = (Goal("", where, "macaron_ops native", None, bound, goals.TIME) for bound in (1.0, 1.5))
+    (slow,) = judge(slow, *group(make_row, "a", eager=4.0, ours=1.5))
+    assert (slow.figure, slow.met) == (1.5, False)
+    (fast,) = judge(fast, *group(make_row, "a", eager=4.0, ours=1.5))
+    assert fast.met and fast.cells()[1:5] == ("median time", "1.50 s", "at most 1.50 s", "met")
+
+
 def test_goals_over_many_tokens_are_not_judged_by_few(judge, make_row):
     goal = speed_goal(1.0, tokens=16384)
     assert judge(goal, *group(make_row, "a", 1.0, 1.0, tokens=4096)) == []

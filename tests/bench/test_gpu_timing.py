@@ -2,19 +2,20 @@
 memory and not from a cache; a lost device ends the run with its rows written. On a GPU of fakes."""
 
 import contextlib
+import dataclasses
 import types
 
 import pytest
 import torch
 
 import macaron_ops
-from macaron_ops.bench import ceilings, compile_ahead, group, results, runner, timing
+from macaron_ops.bench import ceilings, compile_ahead, group, norm_kernels, results, runner, timing
+from macaron_ops.bench.correctness import WrongResult
 from macaron_ops.bench.options import Options
 from macaron_ops.bench.suites import ops
 
 CUDA = Options(device=torch.device("cuda"), dtype_names=("bfloat16",), compile=False, backends=("triton",))
 L2 = 1 << 20
-TRITON = macaron_ops.backends()["triton"]
 CEILINGS = {"gemm": {"bfloat16": {"flops_per_s": 1e12}}, "copy": {"bytes_per_s": 1e9}}
 
 
@@ -170,7 +171,7 @@ def test_sets_of_tensors_fill_three_caches(gpu):
 
 def test_every_call_has_other_memory_and_the_same_result(monkeypatch):
     monkeypatch.setattr(ops, "copies", lambda nbytes, device: 3)
-    case = ops.norm_case(4, 1)
+    case = ops.norm_case("layer", 4, 1)
     seen = []
 
     def recorded(x, norm_weight, norm_bias):
@@ -188,13 +189,21 @@ def test_every_call_has_other_memory_and_the_same_result(monkeypatch):
     eager.check(found[1])
 
 
-@pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
 @pytest.mark.parametrize("direction", ["forward", "forward+backward"])
-def test_the_layer_norm_of_the_kernels_is_a_variant_that_is_checked(direction):
-    """In the interpreter where there is no GPU, like all of the kernels' tests."""
+@pytest.mark.parametrize("norm", ["layer", "residual", "rms", "sphere"])
+@pytest.mark.parametrize("backend", norm_kernels.BACKENDS)
+def test_the_norms_of_the_kernels_are_variants_that_are_checked(backend, norm, direction):
+    """Where there is no GPU Triton's in the interpreter, CUDA's compiled for the CPU, as in the kernels' tests."""
+    status = macaron_ops.backends()[backend]
+    if not status.usable:
+        pytest.skip(f"{backend}: {status.reason}")
     options = Options(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    (ours,) = ops._build(ops.norm_case(5, 1), torch.float32, direction, options, ["macaron_ops triton"])
-    assert ours.check(ours.prepare().call())["error"] > 0
+    (ours,) = ops._build(ops.norm_case(norm, 5, 1), torch.float32, direction, options, [f"macaron_ops {backend}"])
+    found = ours.prepare().call()
+    assert len(found) == (1 if direction == "forward" else 1 + len(ops.norm_case(norm, 5, 1).tensors))
+    assert ours.check(found)["error"] > 0
+    with pytest.raises(WrongResult):
+        ours.check([1.01 * t for t in found])
 
 
 def test_what_is_compiled_is_shared_among_processes(tiny, capsys):
@@ -209,18 +218,25 @@ def test_what_is_compiled_is_shared_among_processes(tiny, capsys):
 
 
 def test_what_a_gpu_is_measured_at_is_what_the_goals_ask_for(gpu):
-    """16,384 tokens at every width, a whole FFN, rows of 1 MB and more, each with its rivals."""
-    found = {(each.subject, each.direction): each for each in ops.groups(CUDA)}
+    """16,384 tokens at every width, a whole FFN, rows of 1 MB and more, each with its rivals, Triton's and CUDA's
+    together; a million particles."""
+    found = {(each.subject, each.direction): each for each in ops.groups(CUDA) if " MB" not in each.subject}
+    both = dataclasses.replace(CUDA, backends=("triton", "cuda"))
+    found |= {(each.subject, each.direction): each for each in ops.groups(both) if " MB" in each.subject}
+    full = {each.subject for each in ops.groups(dataclasses.replace(CUDA, effort="full", dtype_names=("float32",)))}
+    assert "sphere_attend_step D=3, 1,048,576 particles" in full
     for subject in ("wmt-big", "wmt-big F=4096", "conformer-s", "conformer-m", "conformer-l", "bert-base", "iwslt"):
         each = found[f"ffn_step {subject}", "forward"]
         assert each.tokens == 16384 and each.names == ("eager", "macaron_ops triton", "bare products")
     assert found["ffn_step wmt-big F=4096", "forward"].shape["hidden"] == 4096
-    for kernel, passes in (("normalize_step", (3, 8)), ("layer_norm", (2, 5))):
-        for megabytes in (1, 64, 256):
-            for direction, count in zip(("forward", "forward+backward"), passes, strict=True):
+    two, three = (1, 64), (1, 64, 256)
+    rows = {"normalize_step": (3, 8, three), "layer_norm": (2, 5, three), "residual_norm": (4, 7, two)}
+    for kernel, (forward, both, sizes) in (rows | dict.fromkeys(("rms_norm", "sphere_norm"), (2, 5, two))).items():
+        for megabytes in sizes:
+            for direction, count in (("forward", forward), ("forward+backward", both)):
                 each = found[f"{kernel} {megabytes} MB", direction]
                 assert each.bytes == count * megabytes << 20
-                assert "macaron_ops triton" in each.names
+                assert each.names == ("eager", "macaron_ops triton", "macaron_ops cuda")
 
 
 def test_the_clocks_rise_before_anything_is_timed():

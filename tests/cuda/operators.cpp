@@ -40,23 +40,33 @@ static void run() {
   run(70, 12, 4);   // a block has 32 rows
 }
 #elif defined(NORM_ROWS)
-static void run() {
-  const int rows = 70, width = 12;
-  const auto x = drawn(rows * width), grad = drawn(rows * width), weight = drawn(width);
+static void run(int rows, int width, int at) {
+  const auto x = drawn(rows * width), z = drawn(rows * width), grad = drawn(rows * width);
+  const auto weight = drawn(width), bias = drawn(width);
   NormRows a{};
   a.dtype = Dtype::float32;
   a.rows = rows;
   a.width = width;
   a.norm = Norm::layer;
   a.eps = 1e-5f;
+  a.a = a.c = 1.f;
   a.x = x.data();
-  a.grad = grad.data();
+  a.z = z.data();
   a.weight = weight.data();
-  a.grad_x = result(0, x.size());
+  a.bias = bias.data();
+  a.n = result(at, x.size());
+  norm_rows_forward(a, nullptr);
+  a.grad = grad.data();
+  a.residual = z.data();
+  a.grad_x = result(at + 1, x.size());
   a.blocks = norm_rows_blocks(a);
-  a.partial_weight = result(1, size_t(a.blocks) * width);
-  a.partial_bias = result(2, size_t(a.blocks) * width);
+  a.partial_weight = result(at + 2, size_t(a.blocks) * width);
+  a.partial_bias = result(at + 3, size_t(a.blocks) * width);
   norm_rows_backward(a, nullptr);
+}
+static void run() {
+  run(70, 12, 0);   // a block has 32 rows
+  run(5, 1100, 4);  // a block has a row
 }
 #elif defined(FFN_FORWARD) || defined(FFN_BACKWARD)
 template <class T>

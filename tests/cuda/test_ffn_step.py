@@ -66,11 +66,16 @@ def test_options(activation, norm, device):
 
 
 @pytest.mark.parametrize("order", ["in-turn", "backward", "5"])
-def test_every_order_of_threads(order, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((70, 24, 40), torch.float16), ((70, 72, 104), torch.bfloat16), ((66, 200, 72), torch.bfloat16)],
+)
+def test_every_order_of_threads(shape, dtype, order, device, monkeypatch):
+    """In each width of the kernels, with rows, channels and hidden channels past the edges of tiles."""
     if device.type == "cuda":
         pytest.skip("a GPU has an order of its own")
     monkeypatch.setenv("MACARON_OPS_THREAD_ORDER", order)
-    check((70, 72, 104), "layer", "gelu", torch.bfloat16, device)
+    check(shape, "layer", "gelu", dtype, device)
 
 
 @pytest.mark.parametrize("norm", ["layer", None])

@@ -11,13 +11,36 @@ import pytest
 import torch
 
 import macaron_ops
+from macaron_ops import native
 from macaron_ops.native.cuda import library
 from tests.native.compiled import build
 
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "native" / "cuda" / "libmacaron_cuda.so"
 VARIANTS = 4  # csrc/cuda/sm90/product.h
-needs_library = pytest.mark.skipif(not BUILT.exists(), reason="the library was not built here")
+
+
+def why_no_library(built):
+    """Why there is nothing to look into: it was not built, or not from the sources that are here."""
+    if not built.exists():
+        return "the library was not built here"
+    sources = ROOT / "csrc" / "cuda"
+    compiled = set(
+        re.findall(r"^build \S+: (?:kernel|glue|sm90) (\S+)$", built.with_name("build.ninja").read_text(), re.M)
+    )
+    folders = ["*.cu", "torch/*.cpp"] + ["sm90/*.cu"] * any("/sm90/" in source for source in compiled)
+    there = {str(path.relative_to(ROOT)) for folder in folders for path in sources.glob(folder)}
+    age = built.stat().st_mtime
+    newer = {str(path.relative_to(ROOT)) for path in sources.rglob("*.*") if path.stat().st_mtime > age}
+    host = {path for path in newer if path.startswith("csrc/cuda/host/")}  # of the kernels on the CPU
+    changed = sorted((compiled ^ there) | (newer - host))
+    if not changed:
+        return None
+    return f"{built} is older than {changed[0]}: MACARON_OPS_BUILD=cpu,cuda python tools/build_native.py"
+
+
+WHY_NO_LIBRARY = why_no_library(BUILT)
+needs_library = pytest.mark.skipif(WHY_NO_LIBRARY is not None, reason=f"{WHY_NO_LIBRARY}")
 
 
 def in_another_process(script, python=sys.executable, **environment):
@@ -57,6 +80,34 @@ def test_what_is_compiled_for_each_gpu(monkeypatch):
         monkeypatch.setenv("MACARON_OPS_CUDA_ARCHS", wrong)
         with pytest.raises(build.BuildError, match=f"MACARON_OPS_CUDA_ARCHS={wrong}: '{wrong}' is no GPU"):
             build.cuda_archs()
+
+
+@pytest.mark.parametrize(
+    ("answer", "archs"), [("9.0\\n8.6\\n9.0", ["86", "90a"]), (None, ["80", "90a"]), ("", ["80", "90a"])]
+)
+def test_the_gpus_of_the_machine_unless_others_are_asked_for(answer, archs, tmp_path, monkeypatch):
+    monkeypatch.delenv("MACARON_OPS_CUDA_ARCHS", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if answer is not None:
+        tmp_path.joinpath("nvidia-smi").write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        tmp_path.joinpath("nvidia-smi").chmod(0o755)
+    assert build.cuda_archs() == archs
+
+
+@pytest.mark.parametrize(("gigabytes", "depth"), [(4, 1), (20, 2), (128, 16)])
+def test_so_many_compilers_of_cutlass_as_there_is_memory_for(gigabytes, depth, monkeypatch, tmp_path):
+    """On 20 GB two, whatever ninja would run on its own."""
+    tmp_path.joinpath("include", "cutlass").mkdir(parents=True)
+    tmp_path.joinpath("include", "cutlass", "cutlass.h").touch()
+    for name, value in {"CUTLASS": tmp_path, "CUDA_ARCHS": "90a", "BUILD": "cuda"}.items():
+        monkeypatch.setenv(f"MACARON_OPS_{name}", str(value))
+    monkeypatch.setattr(build, "cuda_compiler", lambda torch: ("nvcc", "release 13"))
+    monkeypatch.setattr(build, "cuda_libraries", lambda nvcc: "")
+    monkeypatch.setattr(build.os, "sysconf", {"SC_PAGE_SIZE": 1 << 12, "SC_PHYS_PAGES": gigabytes << 18}.__getitem__)
+    text, record = build.plan_cuda(build.Modes())
+    assert f"pool sm90\n  depth = {depth}\n" in text and record["wide FFN"] == "with CUTLASS"
+    rules = {rule.split("\n")[0]: "  pool = sm90" in rule for rule in text.split("rule ")[1:]}
+    assert rules == {"kernel": False, "glue": False, "link": False, "sm90": True}
 
 
 def test_without_nvcc_it_is_left_out(monkeypatch):
@@ -131,6 +182,48 @@ def test_what_it_declines():
 # -- what was built --------------------------------------------------------------------------------------------------
 
 
+def test_a_library_of_other_sources_is_told(tmp_path):
+    """It is not looked into: what it lacks would be an error of nobody's."""
+    built, ninja = tmp_path / "libmacaron_cuda.so", tmp_path / "build.ninja"
+    assert why_no_library(built) == "the library was not built here"
+    sources = [*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/torch/*.cpp"), *ROOT.glob("csrc/cuda/sm90/*.cu")]
+    lines = [f"build x/{path.stem}.o: glue {path.relative_to(ROOT)}\n" for path in sources]
+    ninja.write_text("".join(lines))
+    built.touch()
+    assert why_no_library(built) is None
+    ninja.write_text("".join(line for line in lines if "/sm90/" not in line))  # without CUTLASS
+    assert why_no_library(built) is None
+    ninja.write_text("".join(line for line in lines if "wide_ffn.cpp" not in line))
+    assert f"{built} is older than csrc/cuda/torch/wide_ffn.cpp: MACARON_OPS_BUILD=" in why_no_library(built)
+    ninja.write_text("".join(lines))
+    os.utime(built, (0, 0))
+    assert f"{built} is older than csrc/cuda/activation.h: " in why_no_library(built)
+
+
+def test_what_is_newer_than_the_library(tmp_path, monkeypatch):
+    """As doctor tells it: all but what runs the kernels on the CPU, of which the library has nothing."""
+    old = tmp_path / "old.so"
+    old.touch()
+    os.utime(old, (0, 0))
+    monkeypatch.setenv("MACARON_OPS_CUDA_LIBRARY", str(old))
+    newer = native.newer_sources("cuda")
+    assert {"rows.h", "norm_rows.cu", "sm90/gemm.h", "torch/tensors.h"} <= set(newer)
+    assert not [name for name in newer if name.startswith("host")]
+
+
+@needs_library
+def test_nothing_that_a_capture_refuses():
+    """No object allocates, copies, or waits through the CUDA runtime: launches alone, on the stream that is current."""
+    objects = [path for kind in ("kernel", "sm90", "glue") for path in sorted(BUILT.parent.glob(f"{kind}/*.o"))]
+    text = subprocess.check_output(["nm", "--undefined-only", "--no-sort", *objects], text=True)
+    called = set(re.findall(r" U ((?:__)?cuda[A-Z]\w*)", text))
+    assert "cudaFuncSetAttribute" in called
+    questions = {"cudaDeviceGetAttribute", "cudaGetDevice", "cudaGetDriverEntryPointByVersion", "cudaFuncSetAttribute"}
+    errors = {"cudaGetErrorString", "cudaGetLastError", "cudaPeekAtLastError"}
+    others = called - questions - errors
+    assert not {name for name in others if not re.search("Launch|[Rr]egister|CallConfiguration|GetKernel", name)}
+
+
 @needs_library
 def test_it_names_libtorch_and_looks_nowhere_of_its_own():
     dynamic = subprocess.check_output(["readelf", "-d", BUILT], text=True)
@@ -184,10 +277,14 @@ def test_no_kernel_spills():
         ("ffn_step", ["HMMA.16816.F32.BF16", "LDGSTS", "LDSM"]),
         ("ffn_step_backward", ["HMMA.16816.F32.BF16", "LDGSTS", "LDSM.16.MT88"]),
         ("sphere_attend_step", ["MUFU.EX2", "LDS.128", "FFMA"]),
+        ("sphere_attend_step_backward", ["MUFU.EX2", "LDS.128", "FFMA"]),
+        ("normalize_step", ["LDG.E.128", "STG.E.128", "SHFL.BFLY", "BAR.SYNC"]),
+        ("norm_rows", ["LDG.E.128", "STG.E.128", "SHFL.BFLY", "BAR.SYNC"]),
     ],
 )
 def test_instructions(kernels, instructions):
-    """Tensor cores, asynchronous copies, 16 bytes a read of shared memory, the exponential of the hardware."""
+    """Tensor cores, asynchronous copies, 16 bytes a read and write of a row, and a read of shared memory, the
+    hardware's exponential."""
     text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
     assert not [name for name in instructions if name not in text]
 

@@ -60,12 +60,16 @@ def test_rule(width, rows, norm, dtype, device):
 
 
 @pytest.mark.parametrize("order", ["in-turn", "backward", "5"])
-@pytest.mark.parametrize("width", [24, 1032])
-def test_every_order_of_threads(width, order, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("width", "norm", "dtype"),
+    [(24, "layer", "float32"), (257, "rms", "bfloat16"), (1032, "layer", "float32"), (2050, "sphere", "float16")],
+)
+def test_every_order_of_threads(width, norm, dtype, order, device, monkeypatch):
+    """Some lanes a row and a block, by vectors and by elements."""
     if device.type == "cuda":
         pytest.skip("a GPU has an order of its own")
     monkeypatch.setenv("MACARON_OPS_THREAD_ORDER", order)
-    check(5, width, "layer", torch.float32, device)
+    check(5, width, norm, getattr(torch, dtype), device)
 
 
 def test_a_large_mean(device):

@@ -13,7 +13,7 @@ from tests.native.calls import run as run_call
 from tests.native.strategies import normalize_calls, sphere_calls
 from tests.ops.cases import CASES, build
 from tests.ops.test_numbers import run, upcast
-from tests.rule import assert_draws_by_rule
+from tests.rule import assert_by_rule, assert_draws_by_rule
 
 NAMES = ("normalize_step", "sphere_attend_step")
 OURS = [case for case in CASES if case.operator.__name__ in NAMES and "past-a-tile" not in case.name]
@@ -110,6 +110,45 @@ def test_causal_particles(weighting, device):
 def test_particles_in_every_order(order, device):
     tensors = {"x": Drawn((2, 70, 3), "unit", "x"), "beta": Drawn((), "positive", "scale")}
     check(Call("sphere_attend_step", tensors, {"step": 0.3, "causal": True}), "cuda", device)
+
+
+@pytest.mark.parametrize("weighting", ["softmax", "unnormalized"])
+def test_other_keys_in_every_order(weighting, order, device):
+    """Over two tiles, of channels that are no whole vectors."""
+    tensors = {"x": Drawn((37, 7), "unit", "x"), "query": Drawn((37, 5)), "key": Drawn((133, 5))}
+    tensors["value"] = Drawn((133, 7))
+    check(Call("sphere_attend_step", tensors, {"step": 0.3, "beta": -1.5, "weighting": weighting}), "cuda", device)
+
+
+def test_a_million_particles(device):
+    """That look at a few keys: offsets of rows, and the blocks of a launch, at this size."""
+    x, key = particles(1 << 20, 3).to(device), particles(5, 3, seed=1).to(device)
+
+    def run(operator, dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, key, key)]
+        y = operator(leaves[0], 0.3, 2.0, key=leaves[1], value=leaves[2])
+        return [y.detach(), *torch.autograd.grad(y, leaves, x.flip(1).to(dtype))]
+
+    with macaron_ops.use_backend("cuda"):
+        ours = run(macaron_ops.sphere_attend_step, torch.float32)
+    eager, exact = (run(twins.sphere_attend_step, dtype) for dtype in (torch.float32, torch.float64))
+    for name, *found in zip(("y", "x", "key", "value"), ours, eager, exact, strict=True):
+        assert_by_rule(name, *found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_all_pairs_of_a_million_particles(device):
+    """The first and the last, against sums in float64."""
+    x = particles(1 << 20, 3).to(device)
+    with macaron_ops.use_backend("cuda"):
+        y = macaron_ops.sphere_attend_step(x, 0.3, 2.0)
+    some = torch.cat([x[:64], x[-64:]])
+    wide, every = some.double(), x.double()
+    u = torch.softmax(2.0 * wide @ every.T, -1) @ every
+    v = u - (u * wide).sum(-1, keepdim=True) * wide
+    exact = F.normalize(wide + 0.3 * v, dim=-1)
+    torch.testing.assert_close(torch.cat([y[:64], y[-64:]]).double(), exact, rtol=1e-5, atol=1e-6)
 
 
 def results(backend, x, beta, **options):

@@ -1,10 +1,9 @@
 """Claim: the wide FFN half-step on Hopper keeps the tolerance rule in y and every gradient, for every activation, norm
-and tile of its products, past the edges of tiles, with z kept or not, also inside a CUDA graph. Without a GPU the
+and tile of its products, past the edges of tiles, with z kept or not. Without a GPU the
 products are plain sums with the same epilogues' code (csrc/cuda/host/products.cpp): all but CUTLASS is proved there."""
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import macaron_ops
 from macaron_ops.native.cuda import library, wide_ffn
@@ -136,33 +135,6 @@ def test_no_rows(norm, device):
     assert not any(g.any() for g in torch.autograd.grad(y, leaves, y))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_cuda_graph(activation, device):
-    """Forward and backward replay in a graph, on what its inputs hold then, with the same bits as without it."""
-    args, affine = drawn((300, 264, 520), "layer", torch.bfloat16, device)
-    others, _ = drawn((300, 264, 520), "layer", torch.bfloat16, device, seed=1)
-    grad = torch.ones_like(args[0])
-
-    def step():
-        with macaron_ops.use_backend("cuda"):
-            return run(macaron_ops.ffn_step, args, affine, grad, activation=activation)
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    for tensor, other in zip(args, others, strict=True):
-        tensor.copy_(other)
-    graph.replay()
-    assert all(torch.equal(one, other) for one, other in zip(captured, step(), strict=True))
-
-
 def test_torch_compile(device):
     args, affine = drawn((70, 264, 136), "layer", torch.bfloat16, device)
     grad = torch.ones_like(args[0])
@@ -201,52 +173,6 @@ def test_what_it_declines(shape, options, message, device):
     x, w_in, w_out = (torch.zeros(s, device=device).bfloat16() for s in ((rows, d), (gated * hidden, d), (d, hidden)))
     with macaron_ops.use_backend("cuda"), pytest.raises(macaron_ops.BackendError, match=message):
         macaron_ops.ffn_step(x, w_in, None, w_out, None, **options)
-
-
-# -- the choice, on GPUs that are not here ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def explained(monkeypatch):
-    """What ``explain`` says of a wide FFN on a GPU of some capability: shapes suffice, no kernel runs."""
-    if torch.cuda.is_available():
-        pytest.skip("speaks of another GPU than the one that is here")
-    questions = (library.why_not_on, library.why_not_wgmma)
-
-    def explain(capability, archs=("80", "90a"), without_sm90=""):
-        for question in questions:
-            question.cache_clear()
-        monkeypatch.setattr(library, "_loaded", library._Loaded(None, archs, without_sm90))
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-        with FakeTensorMode():
-            shapes = ((16, 1024), (4096, 1024), (4096,), (1024, 4096), (1024,))
-            args = [torch.empty(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
-            return macaron_ops.explain(macaron_ops.ffn_step, *args, activation="gelu")
-
-    yield explain
-    for question in questions:
-        question.cache_clear()
-
-
-@pytest.mark.skipif(not library.on_host(), reason="asks the library for the CPU")
-def test_triton_until_it_is_timed(explained):
-    """On Hopper it can, and says how; it is not taken before somebody asks, and says why."""
-    pytest.importorskip("triton")
-    found = explained((9, 0))
-    assert found.backend == "triton"
-    assert "not yet timed beside Triton's; products by CUTLASS with their epilogues" in str(found)
-    with macaron_ops.use_backend("cuda"):
-        assert explained((9, 0)).backend == "cuda"
-
-
-@pytest.mark.skipif(not library.on_host(), reason="asks the library for the CPU")
-def test_it_asks_for_the_capability(explained):
-    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
-        found = str(explained(capability))
-        assert "they are for compute capability 9.0, not {}.{}".format(*capability) in found
-    assert "a GPU has compute capability 7.5, it was built for 80, 90a" in str(explained((7, 5)))
-    assert "sm_90a: built without" in str(explained((9, 0), without_sm90="built without"))
 
 
 def test_the_table_of_tiles():
