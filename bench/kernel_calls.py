@@ -101,7 +101,7 @@ def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=No
 def launches_of_ffn(x, tensors, options, architecture="sm90", processors=132, save="fast", needs=NEEDS):
     """``(forward's, backward's)`` launches."""
     with recording(architecture, processors) as forward:
-        _, saved = ffn_step.forward(x, tensors, options, save)
+        _, saved, _ = ffn_step.forward(x, tensors, options, save)
     with recording(architecture, processors) as backward:
         ffn_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
     return forward, backward
@@ -147,7 +147,7 @@ def launches_of_attend(x, tensors, options, architecture="sm90", processors=132,
         pairs = zip(tensors._fields, tensors, strict=True)
         needs = [True, *(t is not None and t.dtype != torch.bool and name not in constants for name, t in pairs)]
     with recording(architecture, processors) as forward:
-        _, saved = attend_step.forward(x, tensors, options, save)
+        _, saved, _ = attend_step.forward(x, tensors, options, save)
     with recording(architecture, processors) as backward:
         attend_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
     return forward, backward
