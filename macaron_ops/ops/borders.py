@@ -28,36 +28,25 @@ def open_borders(steps: Sequence) -> tuple[bool, ...]:
     return (False, *opened, False)
 
 
-def ahead(
-    steps: Sequence, opened: Sequence[bool], i: int, x: Tensor, inputs: Sequence, normalized: Tensor | None
-) -> tuple:
-    """The last arguments of step ``i``'s forward operator: what it was given, and what the next one asks for."""
-    if not (opened[i] or opened[i + 1]):
-        return ()
+def ahead(steps: Sequence, i: int, hands: bool, x: Tensor, inputs: Sequence, normalized: Tensor | None) -> tuple:
+    """The last arguments of step ``i``'s forward operator: what it was given, and what the next one, if it ``hands`` to
+    it, asks for."""
     asked = ()
-    if opened[i + 1]:
+    if hands:
         module, tensors = _of(steps[i + 1], inputs)
         asked = module.begins(x, tensors, steps[i + 1].options)
     return MODULES[steps[i].backend, steps[i].operator].Ahead(normalized, *asked)
 
 
 def behind(
-    steps: Sequence,
-    opened: Sequence[bool],
-    i: int,
-    x: Tensor,
-    inputs: Sequence,
-    needs_before: tuple[bool, ...],
-    dropped: Tensor | None,
+    steps: Sequence, i: int, needs: Sequence[bool] | None, x: Tensor, inputs: Sequence, dropped: Tensor | None
 ) -> tuple:
-    """The last arguments of step ``i``'s backward operator: what it was given, and what the step before, whose
-    gradients ``needs_before`` says, asks for."""
-    if not (opened[i] or opened[i + 1]):
-        return ()
+    """The last arguments of step ``i``'s backward operator: what it was given, and what the step before, if it hands to
+    one, whose gradients ``needs`` says, asks for."""
     asked = ()
-    if opened[i]:
+    if needs is not None:
         module, tensors = _of(steps[i - 1], inputs)
-        asked = module.ends(x, needs_before, tensors, steps[i - 1].options)
+        asked = module.ends(x, needs, tensors, steps[i - 1].options)
     return MODULES[steps[i].backend, steps[i].operator].Behind(dropped, *asked)
 
 

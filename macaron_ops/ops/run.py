@@ -19,7 +19,7 @@ from .autocast import without_autocast
 from .borders import ahead, behind, given, open_borders
 from .checks import Derived, choice
 from .dispatch import WHOLE, Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, SAVED, definition, prepared, prepared_backward
+from .registry import BACKWARD, FORWARD, HANDS, SAVED, definition, prepared, prepared_backward
 from .signature import Signed, is_plain_eager, sign
 
 __all__ = ["Bound", "Explanation", "explain", "forget", "operator", "recall", "run"]
@@ -56,6 +56,7 @@ class _Step(NamedTuple):
     joins: bool
     slots: tuple[int | None, ...]  # where each of its tensors stands among the node's inputs
     saved: int  # how many tensors the raw forward operator saves
+    outputs: int  # how many it returns
 
     def gather(self, inputs: Sequence) -> list:
         """Its own tensors out of the node's inputs."""
@@ -143,7 +144,9 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str, signed: Signed | None =
         if bound.draws:
             tensors, options = tensors._replace(seed=inputs[1]), options._replace(stream=STREAMS * i)
         slots = tuple(_slot(inputs, t) for t in tensors)
-        steps.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[backend, bound.operator]))
+        raw = backend, bound.operator
+        outputs = 1 + SAVED[raw] + HANDS[raw][0]
+        steps.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[raw], outputs))
         # Nothing is differentiated, and so nothing saved, before the first trained substep.
         trained = trained or any(t is not None and t.requires_grad for t in tensors)
         policies.append(policy if trained else "none")
@@ -247,11 +250,12 @@ def _one_by_one(plan: _Plan, operators: Sequence[Callable], inputs: Sequence[Ten
             x = y
             if i > 0:
                 kept.append(x if _is_kept(plan, i) else x.new_empty(0))
-        more = ahead(plan.steps, plan.borders, i, x, inputs, normalized)
+        hands = plan.borders[i + 1]
+        more = ahead(plan.steps, i, hands, x, inputs, normalized) if hands or plan.borders[i] else ()
         outputs = operator(x, *step.gather(inputs), *step.options, save, *more)
-        out, *others = (outputs,) if isinstance(outputs, Tensor) else outputs
-        kept.extend(others[: step.saved])
-        normalized = given(others[-1]) if plan.borders[i + 1] else None
+        out, *others = (outputs,) if step.outputs == 1 else outputs
+        kept += others[: step.saved]
+        normalized = given(others[-1]) if hands else None
         y = y + out if step.joins else out
     return y, kept
 
@@ -311,14 +315,16 @@ class _Substeps(torch.autograd.Function):
             need, dropped = step.needs(needs, need_x), None
             if borders[i + 1] and handed:
                 dropped, by_bias = map(given, handed)
-                place = definition(step.operator).Tensors._fields.index("b_out")
                 if by_bias is not None:
+                    place = definition(step.operator).Tensors._fields.index("b_out")
                     _add(grads, step.slots[place], by_bias)
                     need[1 + place] = False
             handed = ()
             if any(need):
-                before = steps[i - 1].needs(needs, reads[i - 1][1]) if borders[i] else ()
-                more = behind(steps, borders, i, x, inputs, before, dropped)
+                more = ()
+                if borders[i] or borders[i + 1]:
+                    before = steps[i - 1].needs(needs, reads[i - 1][1]) if borders[i] else None
+                    more = behind(steps, i, before, x, inputs, dropped)
                 backward = backwards[i] if backwards else BACKWARD[step.backend, step.operator]
                 grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options, *more)
                 if need_x:
