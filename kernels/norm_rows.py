@@ -61,14 +61,16 @@ def norm_backward(
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
-        g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
-        g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
         at = rows[:, None] * D + columns[None, :]
-        if NORM != "none":
+        g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
+        if NORM == "none":
+            g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
+        else:
             x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
             y, rstd, share = standardize(tl.load(x + x_at, inside, 0.0).to(tl.float32), inside, eps, D, NORM)
             if n is not None:
                 tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
+            g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)  # not before n is written: registers
             if sum_weight is not None:
                 by_weight += tl.where(inside, g * y, 0.0)  # past the last row y is NaN where eps is 0
             if sum_bias is not None:
