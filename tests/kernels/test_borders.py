@@ -3,6 +3,7 @@ none at all where the arithmetic is the same; it saves the launches that it shou
 fit."""
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import macaron_ops
 from macaron_ops import attend_step, ffn_step, normalize_step, parallel, split_layer, substep
 from macaron_ops.ops import run
 from macaron_ops.ops.registry import BACKWARD, FORWARD
+from macaron_ops.reference.norm import normalize
 from tests import twins
-from tests.rule import assert_draws_by_rule
+from tests.rule import assert_by_rule, assert_draws_by_rule
 
 TRITON = macaron_ops.backends()["triton"]
 pytestmark = pytest.mark.skipif(not TRITON.usable, reason=f"triton: {TRITON.reason}")
@@ -232,6 +234,33 @@ def test_opcheck(operator, tokens, handed, device):
     assert (tuple(g.shape), tuple(by_bias.shape)) == (((tokens, 72), (72,)) if tokens else ((0,), (0,)))
 
 
+@pytest.mark.parametrize(
+    ("width", "hidden", "dtype"), [(150, 24, BFLOAT16), (72, 3000, FLOAT32)], ids=["tile", "parts"]
+)
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere"])
+def test_the_next_norm_is_that_of_y_as_it_is_rounded(norm, width, hidden, dtype, device):
+    """Of the product's own tile, and of the pass that adds the parts of a long sum over few rows."""
+    from macaron_ops.kernels import ffn_step as kernels
+    from macaron_ops.kernels.border import Ahead
+
+    def draw(*shape):
+        return torch.randn(shape, device=device).to(dtype)
+
+    w_in, w_out = draw(hidden, width) / width**0.5, draw(width, hidden) / hidden**0.5
+    bound = ffn_step.bind(draw(3, width) + 30, w_in, draw(hidden), w_out, draw(width), activation="gelu")
+    weight, bias = draw(width), draw(width)
+    ahead = Ahead(None, norm, 1e-5, weight, bias, dtype)
+    y, _, n = kernels.forward(bound.x, bound.tensors, bound.options, "none", ahead)
+    eager, exact = (normalize(y.to(d), norm, weight.to(d), bias.to(d), 1e-5) for d in (FLOAT32, FLOAT64))
+    assert_by_rule(norm, n, eager.to(dtype), exact)
+
+
+recorded = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1",
+    reason="launches are recorded in one thread, a GPU's backward pass is in another",
+)
+
+
 def launches(layer, save="fast", architecture="sm90", mixed=False):
     """``(forward's, backward's)`` kernels by name; nothing is started."""
     from macaron_ops.kernels.device import recording
@@ -247,6 +276,7 @@ def launches(layer, save="fast", architecture="sm90", mixed=False):
     return found
 
 
+@recorded
 def test_forward_launches():
     """A norm in the epilogue for rows of up to 256 channels; the narrow FFN, which normalises itself, asks for none and
     has none to give."""
@@ -263,6 +293,7 @@ def test_forward_launches():
     assert launches(Layer("AA", 40, BFLOAT16, norm=None))[0] == 2 * attention
 
 
+@recorded
 @pytest.mark.parametrize("width", [136, 300])
 def test_backward_launches(width):
     """One row kernel for each substep, none of which reads x for n alone, and with dropout or under autocast one more
@@ -283,6 +314,7 @@ def test_backward_launches(width):
         assert apart == 2 * [*first, *ffn]
 
 
+@recorded
 def test_what_is_not_handed_over():
     """Where the one after normalises its output or nothing, there is no row kernel to be part of; where two read the
     same input, their gradients are added first; where a substep's own sum takes the place, it is not handed over."""
