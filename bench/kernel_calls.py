@@ -204,10 +204,9 @@ def _split_layer(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, st
             behind = Behind(None, *ends(x, NEEDS, t, o))
             processors = PROCESSORS[architecture]
             for found in launches_of_ffn(x, t, o, architecture, processors, ahead=ahead, behind=behind):
-                handing = (
-                    launch for launch in found if launch.constants.get("OF_TOTAL") or "STAGES" in launch.constants
-                )
-                yield from ((launch, dtype) for launch in handing)
+                for launch in found:
+                    if launch.constants.get("OF_TOTAL") or launch.kernel.__name__.startswith("norm_backward"):
+                        yield launch, dtype
 
 
 def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callable) -> Iterator[tuple[Launch, str]]:

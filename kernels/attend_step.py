@@ -18,9 +18,9 @@ backward     g = drop(dy), db_out; post: dN first                a row kernel (n
              dx = dN(dn) + a dy, n again, norm's parameters      a row kernel
              dW = dq^T n, db                                     products, and a row kernel for biases
 
-What is not needed is not computed. In a layer the first row kernel of either pass may be part of the neighbour's last
-kernel (``border``). q, k and v are read and their gradients written as they lie side by side in the
-products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel.
+What is not needed is not computed. q, k and v are read and their gradients written as they lie side by side in the
+products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel. In a
+layer the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
 """
 
 from typing import NamedTuple

@@ -153,11 +153,12 @@ def backward(
     grad_x, handed = None, [None, None]
     if need_n and pre_norm:
         dn = linear_residual(dz, t.w_in, None, None, t.w_in.dtype, transposed=False)
-        late_n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device) if late else None
+        if late:
+            n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device)
         grad_x, by_norm, handed = through_norm(
-            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, late_n, behind
+            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n if late else None, behind
         )
-        n, found = late_n if late else n, found | by_norm
+        found |= by_norm
     elif need_n:
         grad_x = linear_residual(dz, t.w_in, None, residual, x.dtype, transposed=False, a=o.residual_scale)
     if need.w_in:

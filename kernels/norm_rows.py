@@ -152,7 +152,8 @@ def normalize_rows_backward(
         norm_backward_wide if tiles.wide else norm_backward, programs, device,
         grad.tensor, x.tensor, weight, None if n is None else bias, n,
         None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
-        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual, STAGES=STAGES,
+        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual and sums[2] is not None,
+        STAGES=STAGES,
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -329,10 +329,10 @@ class _Substeps(torch.autograd.Function):
                 grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options, *more)
                 if need_x:
                     grad_input = grad_x if grad_input is None else grad_input + grad_x
-                for slot, needed, result in zip(step.slots, need[1:], results, strict=False):
+                results, handed = results[: len(step.slots)], results[len(step.slots) :]
+                for slot, needed, result in zip(step.slots, need[1:], results, strict=True):
                     if needed:
                         _add(grads, slot, result)
-                handed = results[len(step.slots) :]
             if not step.joins:
                 grad, grad_input = grad_input, None
                 if not need_x:

@@ -76,6 +76,19 @@ def test_norm(norm, length, device):
         assert_by_rule(norm, actual, eager, exact)
 
 
+def test_a_residual_without_a_sum(length, device):
+    """As where a dropout's own row kernel has summed before: the total is the same."""
+    x, grad = (torch.randn(5, 100, device=device) for _ in range(2))
+    found = [
+        normalize_rows_backward(
+            as_rows(grad), as_rows(x), "layer", None, 1e-5,
+            residual=as_rows(x), total=torch.float32, sums=(None, None, wanted), of_residual=True,
+        )[0]
+        for wanted in (None, Sum(torch.float32))
+    ]  # fmt: skip
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])
 @pytest.mark.parametrize("learned", [False, True], ids=["number", "per channel"])
 def test_normalize_step(direction, learned, length, device):
