@@ -192,11 +192,13 @@ def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]
 
 def _split_layer(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
     """The kernels in which an FFN step hands something to its neighbours, which are like itself."""
-    calls = [((16384, 256, 1024), "bfloat16"), (TALL, "bfloat16"), (FEW, "bfloat16")]
+    calls = [((16384, 256, 1024), "bfloat16"), (NARROW, "bfloat16"), (TALL, "bfloat16"), (FEW, "bfloat16")]
     if wanted.shapes or wanted.dtypes:
         calls = itertools.product(wanted.shapes or (TALL, (16384, 256, 1024)), wanted.dtypes or ("bfloat16",))
     elif wanted.every:
-        calls = itertools.product((TALL, (16384, 256, 1024), (8, 256, 16384), (64, 16384, 64)), DTYPES)
+        calls = itertools.product(
+            (TALL, (16384, 256, 1024), NARROW, (1024, 64, 128), (8, 256, 16384), (64, 16384, 64)), DTYPES
+        )
     for (shape, dtype), p in itertools.product(calls, (0.0, 0.1)):
         with multiplying(dtype) as torch_dtype:
             x, t, o = ffn_arguments(*shape, torch_dtype, dropout=p)

@@ -41,14 +41,24 @@ from .attention_core import (
     why_not_core,
 )
 from .attention_masks import mask_gradient, spans_of
-from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, behind_shapes, ends
+from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, ahead_shape, behind_shapes, ends
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
 from .projections import Projection, Wants, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
 from .side_by_side import side_by_side
-from .sublayer import is_post, operand, output, residual_sum, sum_for, through_norm, through_output, why_not_rows
+from .sublayer import (
+    after,
+    is_post,
+    operand,
+    residual_sum,
+    sum_for,
+    through_norm,
+    through_output,
+    why_not_rows,
+    y_and_next,
+)
 from .weight_gradient import weight_gradient
 
 __all__ = [
@@ -119,11 +129,6 @@ def begins(x: Tensor, tensors, options) -> tuple:
     return border.begins(x, tensors, options, tensors.w_q)
 
 
-def ahead_shape(x: Tensor, tensors, options, ahead: Ahead) -> tuple[tuple[int, ...], torch.dtype]:
-    """The shape and dtype of what it leaves the next substep."""
-    return border.ahead_shape(x, options, ahead)
-
-
 def forward(x: Tensor, tensors, options, save: str, ahead: Ahead = ALONE_AHEAD) -> tuple[Tensor, Saved, Tensor | None]:
     """y, shape and dtype of x, what ``save`` keeps, and what the next substep asks for."""
     t, o = _without_gaps(tensors), options
@@ -142,7 +147,8 @@ def forward(x: Tensor, tensors, options, save: str, ahead: Ahead = ALONE_AHEAD) 
     q, k = _split(_positioned(queries_and_keys(projected, *a.widths), a, t), a)
     attended, statistics = attention(choose(x, t, o).name, q, k, _values(projected, a), a, save != "none")
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if is_post(o) and save == "fast" else None
-    y, n = output(rows, t, o, attended, _output_dropout(t, o), x.dtype, total, ahead)
+    norm, dtype = after(x, t, o, total, ahead)
+    y, n = y_and_next(residual_sum(rows, t, o, attended, _output_dropout(t, o), dtype, norm), norm)
     found = (*projected, *(None,) * (3 - len(projected)), attended, statistics, total)
     return y.view(x.shape), Saved(*(keep(tensor, *shape) for tensor, shape in zip(found, shapes, strict=True))), n
 
@@ -211,16 +217,16 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
     sources = _sources(products, rows, t, o, early)
     projected = [p.view(-1, p.shape[-1]) for p in saved[: len(products)]] if not lean else _project(products, sources)
     before, v = queries_and_keys(projected, *a.widths), _values(projected, a)
-    after = _positioned(before, a, t)
-    q, k = _split(after, a)
+    placed = _positioned(before, a, t)
+    q, k = _split(placed, a)
     matrices = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
-    d_before, turned, found = queries_and_keys(matrices, *a.widths), after is not before, {}
+    d_before, turned, found = queries_and_keys(matrices, *a.widths), placed is not before, {}
     sums = [None] * len(products)
     core = core_of(saved.statistics, a.queries)
     if core == "triton":
         d_after = d_before
         if turned:
-            pairs = zip(after, d_before, strict=True)
+            pairs = zip(placed, d_before, strict=True)
             d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in pairs]
         dv = None if matrices[-1] is None else _values(matrices, a)
         found = _through_our_core((q, k, v, a, do, saved.statistics), attended, *_split(d_after, a), dv, t, need)

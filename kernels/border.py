@@ -4,7 +4,7 @@
     backward   the substep after writes g = drop(dx) of the one before, and sums it for the gradient of b_out, in the
                row kernel that writes dx
 
-Forward a program must hold whole rows of y: D <= 256, the second product of a wide FFN or of attention. The norm is
+Forward a program must hold whole rows of y: D <= 256. A narrow FFN, which is one kernel, asks for nothing. The norm is
 that of y as it is rounded, which the backward pass finds again. Backward every width is handed over, where the substep
 after ends with a row kernel (pre placement with a norm, x trained) and the one before would begin with one: it drops,
 or its weights have another dtype than x (autocast), or no row kernel of its own reads dy later.
@@ -89,7 +89,7 @@ def ends(x: Tensor, needs: tuple[bool, ...], t, o) -> tuple:
 
 
 def hands_ahead(x: Tensor, o, ahead: Ahead) -> bool:
-    """Whether a substep, whose last product is :func:`linear_residual`, leaves what the next asks for."""
+    """Whether a substep leaves what the next asks for."""
     return ahead.next_norm is not None and not is_post(o) and x.numel() > 0
 
 
@@ -101,7 +101,7 @@ def hands_behind(x: Tensor, needs: tuple[bool, ...], t, o, behind: Behind) -> bo
     return asked and needs[0] and o.placement == "pre" and o.norm is not None and not own_sum and x.numel() > 0
 
 
-def ahead_shape(x: Tensor, o, ahead: Ahead) -> tuple[tuple[int, ...], torch.dtype]:
+def ahead_shape(x: Tensor, t, o, ahead: Ahead) -> tuple[tuple[int, ...], torch.dtype]:
     """Of what a substep leaves the next one."""
     return (x.shape, ahead.next_dtype) if hands_ahead(x, o, ahead) else ((0,), x.dtype)
 

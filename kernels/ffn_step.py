@@ -25,13 +25,23 @@ import torch
 from torch import Tensor
 
 from . import border
-from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, behind_shapes, ends
+from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, ahead_shape, behind_shapes, ends
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .hidden import hidden_again, hidden_backward, hidden_forward
 from .linear_residual import linear_residual
 from .narrow_ffn import NARROW, narrow_ffn
 from .rows import as_rows
-from .sublayer import is_post, operand, output, residual_sum, sum_for, through_norm, through_output, why_not_rows
+from .sublayer import (
+    after,
+    is_post,
+    operand,
+    residual_sum,
+    sum_for,
+    through_norm,
+    through_output,
+    why_not_rows,
+    y_and_next,
+)
 from .weight_gradient import weight_gradient
 
 __all__ = [
@@ -72,11 +82,6 @@ def begins(x: Tensor, tensors, options) -> tuple:
     return () if _narrow(x, tensors) else border.begins(x, tensors, options, tensors.w_in)
 
 
-def ahead_shape(x: Tensor, tensors, options, ahead: Ahead) -> tuple[tuple[int, ...], torch.dtype]:
-    """The shape and dtype of what it leaves the next substep."""
-    return border.ahead_shape(x, options, ALONE_AHEAD if _narrow(x, tensors) else ahead)
-
-
 def _narrow(x: Tensor, t) -> bool:
     """Whether the forward pass is one kernel."""
     return x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]
@@ -94,13 +99,15 @@ def forward(x: Tensor, tensors, options, save: str, ahead: Ahead = ALONE_AHEAD) 
     hidden_dropout, output_dropout = _dropouts(t, o)
     z = saved.hidden if save == "fast" else None
     total = saved.total if save == "fast" and is_post(o) else None
+    norm, dtype = after(x, t, o, total, ahead)
     if _narrow(x, t):
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
-        return y, saved, None
-    n = operand(rows, t.w_in.dtype, t, o, ahead.normalized)
-    h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
-    y, n = output(rows, t, o, h, output_dropout, x.dtype, total, ahead)
+        last = torch.empty(x.shape, dtype=dtype, device=x.device)
+        narrow_ffn(rows, t, o, hidden_dropout, output_dropout, last, z, norm)
+    else:
+        n = operand(rows, t.w_in.dtype, t, o, ahead.normalized)
+        h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
+        last = residual_sum(rows, t, o, h, output_dropout, dtype, norm)
+    y, n = y_and_next(last, norm)
     return y.view(x.shape), saved, n
 
 

@@ -29,7 +29,7 @@ from .rows import WIDEST, Rows, aligned, alignment, as_rows, offsets, row_tiles
 from .slices import slices
 from .tiles import cut, tile
 
-__all__ = ["Norm", "linear_residual"]
+__all__ = ["NO_NORM", "Norm", "linear_residual"]
 
 ROW = 256
 COLUMNS = 512  # of a program that adds parts, where no norm follows
@@ -155,7 +155,7 @@ class Norm(NamedTuple):
     of_total: bool = False
 
 
-_NO_NORM = Norm("none", None, None, 0.0, None)
+NO_NORM = Norm("none", None, None, 0.0, None)
 
 
 def linear_residual(
@@ -182,7 +182,7 @@ def linear_residual(
         )
         return normalize_rows(as_rows(y), norm.name, norm.weight, norm.bias, norm.eps, dtype, norm.total)
     y = torch.empty((count, width), dtype=dtype, device=device)
-    x, dropout, n = residual or (None, 0, 1, 0, 0), dropout or Dropout.of(0.0, None, 0), norm or _NO_NORM
+    x, dropout, n = residual or (None, 0, 1, 0, 0), dropout or Dropout.of(0.0, None, 0), norm or NO_NORM
     if plan[1] > 1:
         partial = product_parts(left, w, (True, transposed), plan)
         tiles = row_tiles(min(width, COLUMNS) if norm is None else width)

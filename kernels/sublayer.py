@@ -1,8 +1,8 @@
 """What the sublayer steps share: ``y = a x + c drop(W f(N(x)) + b)``, or N of the sum, around whatever f is.
 
 operand           N(x) or x as the matrix that the first product reads
-residual_sum      the second product with the residual sum, and the post-norm, in its epilogue
-output            the same, or with the next substep's norm in the epilogue (``border``)
+residual_sum      the second product with the residual sum, and the norm after it, in its epilogue
+after             the norm that follows the sum: the post-norm, or that of the next substep (``border``)
 through_output    back from dy to the gradients of the sum, of the product's result and of b, in one row kernel
 through_norm      back through N to x, with the residual's gradient and, if it is still wanted, that of b, in another
 """
@@ -19,15 +19,16 @@ from .rows import LONGEST, Rows, as_rows
 from .sums import Sum
 
 __all__ = [
+    "after",
     "is_post",
     "matrix",
     "operand",
-    "output",
     "residual_sum",
     "sum_for",
     "through_norm",
     "through_output",
     "why_not_rows",
+    "y_and_next",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,16 +67,17 @@ def residual_sum(rows: Rows, t, o, h: Tensor, dropout: Dropout, dtype: torch.dty
     return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout, norm=norm)
 
 
-def output(
-    rows: Rows, t, o, h: Tensor, dropout: Dropout, dtype: torch.dtype, total: Tensor | None, ahead: Ahead
-) -> tuple[Tensor, Tensor | None]:
-    """y, (M, D) in ``dtype``, and N(y) of the next substep, if it asks for it; ``total``, if it is given, gets the sum
-    before a post-norm."""
-    if not hands_ahead(rows.tensor, o, ahead):
-        norm = Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None
-        return residual_sum(rows, t, o, h, dropout, dtype, norm), None
-    y = torch.empty((rows.count, rows.tensor.shape[-1]), dtype=dtype, device=h.device)
-    return y, residual_sum(rows, t, o, h, dropout, ahead.next_dtype, ahead.norm(y))
+def after(x: Tensor, t, o, total: Tensor | None, ahead: Ahead) -> tuple[Norm | None, torch.dtype]:
+    """The norm that follows the residual sum, and the dtype of what is written last. The sum goes to ``total`` before a
+    post-norm, if it is given, and is y before the norm of the next substep."""
+    if hands_ahead(x, o, ahead):
+        return ahead.norm(torch.empty(x.shape, dtype=x.dtype, device=x.device)), ahead.next_dtype
+    return Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None, x.dtype
+
+
+def y_and_next(last: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    """y and N(y) of the next substep, if it asks for it, from what was written after and before ``norm``."""
+    return (last, None) if norm is None or not norm.of_total else (norm.total, last)
 
 
 def sum_for(need: bool, parameter: Tensor | None, c: float = 1.0) -> Sum | None:
