@@ -98,10 +98,10 @@ RULE = [
     ("AA", 33, FLOAT32, {"norm": "sphere", "residual_scale": -1.5}),
     ("BB", 256, BFLOAT16, {"dropout": 0.3}),
     ("BA", 128, BFLOAT16, {}),
-    ("BAB", 136, "autocast", {"dropout": 0.3}),
-    ("BA", 300, "autocast", {}),
+    ("BB", 136, "autocast", {"dropout": 0.3}),
+    ("BB", 300, "autocast", {}),
     ("AB", 40, BFLOAT16, {"placement": "post", "dropout": 0.3}),
-    ("BA", 136, BFLOAT16, {"norm": None, "dropout": 0.3}),
+    ("BB", 136, BFLOAT16, {"norm": None, "dropout": 0.3}),
 ]
 
 
