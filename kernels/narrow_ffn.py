@@ -1,6 +1,7 @@
 """The FFN step in ONE kernel where x is narrow (D <= 128, float32: 64): the hidden activations never leave the chip.
 
-    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement)
+    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement), or both
+                                                                      with the N of the next substep (``border``)
 
 A program keeps BM rows: x, N(x) and the (BM, D) accumulator stay in registers and shared memory while W_in and W_out
 pass by in blocks of BN hidden channels, from L2: they are read M / BM times, x and y move once. 4 M D F FLOP (6 where
