@@ -14,6 +14,7 @@ import torch
 
 from macaron_ops.kernels import attend_step, ffn_step, normalize_step, sphere_attend_step
 from macaron_ops.kernels.attention_core import use_core, why_not_core
+from macaron_ops.kernels.border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, begins, ends
 from macaron_ops.kernels.device import Launch, recording
 from macaron_ops.kernels.tiles import operand, tables, using
 from macaron_ops.reference.attend_step import Options as AttendOptions
@@ -98,12 +99,22 @@ def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=No
     return empty(tokens, width, dtype=dtype), tensors, options
 
 
-def launches_of_ffn(x, tensors, options, architecture="sm90", processors=132, save="fast", needs=NEEDS):
+def launches_of_ffn(
+    x,
+    tensors,
+    options,
+    architecture="sm90",
+    processors=132,
+    save="fast",
+    needs=NEEDS,
+    ahead=ALONE_AHEAD,
+    behind=ALONE_BEHIND,
+):
     """``(forward's, backward's)`` launches."""
     with recording(architecture, processors) as forward:
-        _, saved = ffn_step.forward(x, tensors, options, save)
+        _, saved, _ = ffn_step.forward(x, tensors, options, save, ahead)
     with recording(architecture, processors) as backward:
-        ffn_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
+        ffn_step.backward(torch.empty_like(x), needs, x, tensors, saved, options, behind)
     return forward, backward
 
 
@@ -147,7 +158,7 @@ def launches_of_attend(x, tensors, options, architecture="sm90", processors=132,
         pairs = zip(tensors._fields, tensors, strict=True)
         needs = [True, *(t is not None and t.dtype != torch.bool and name not in constants for name, t in pairs)]
     with recording(architecture, processors) as forward:
-        _, saved = attend_step.forward(x, tensors, options, save)
+        _, saved, _ = attend_step.forward(x, tensors, options, save)
     with recording(architecture, processors) as backward:
         attend_step.backward(torch.empty_like(x), needs, x, tensors, saved, options)
     return forward, backward
@@ -177,6 +188,27 @@ def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]
         few += [(SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
     for call in few:
         yield from launches(*call)
+
+
+def _split_layer(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
+    """The kernels in which an FFN step hands something to its neighbours, which are like itself."""
+    calls = [((16384, 256, 1024), "bfloat16"), (NARROW, "bfloat16"), (TALL, "bfloat16"), (FEW, "bfloat16")]
+    if wanted.shapes or wanted.dtypes:
+        calls = itertools.product(wanted.shapes or (TALL, (16384, 256, 1024)), wanted.dtypes or ("bfloat16",))
+    elif wanted.every:
+        calls = itertools.product(
+            (TALL, (16384, 256, 1024), NARROW, (1024, 64, 128), (8, 256, 16384), (64, 16384, 64)), DTYPES
+        )
+    for (shape, dtype), p in itertools.product(calls, (0.0, 0.1)):
+        with multiplying(dtype) as torch_dtype:
+            x, t, o = ffn_arguments(*shape, torch_dtype, dropout=p)
+            ahead = Ahead(None, *begins(x, t, o, t.w_in))
+            behind = Behind(None, *ends(x, NEEDS, t, o))
+            processors = PROCESSORS[architecture]
+            for found in launches_of_ffn(x, t, o, architecture, processors, ahead=ahead, behind=behind):
+                for launch in found:
+                    if launch.constants.get("OF_TOTAL") or launch.kernel.__name__.startswith("norm_backward"):
+                        yield launch, dtype
 
 
 def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callable) -> Iterator[tuple[Launch, str]]:
@@ -255,6 +287,7 @@ def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Lau
 
 OPERATORS: dict[str, Callable[[str, Wanted], Iterator[tuple[Launch, str]]]] = {
     "ffn_step": _ffn_step,
+    "split_layer": _split_layer,
     "attend_step": _attend_step,
     "normalize_step": _normalize_step,
     "sphere_attend_step": _sphere_attend_step,

@@ -14,11 +14,13 @@ backward     g = drop(dy), db_out; post: dN first                a row kernel (n
              delta = <do, o>                                     a row kernel over heads
              dq;  dk, dv;  floating masks                        a kernel each (``attention_backward``, ``_masks``)
              back through unit q and k and rotary                a row kernel over heads
-             dW = dq^T n, db;  dn = dq W                         products, and a row kernel for biases
-             dx = dN(dn) + a dy, norm's parameters               a row kernel
+             dn = dq W                                           a product
+             dx = dN(dn) + a dy, n again, norm's parameters      a row kernel
+             dW = dq^T n, db                                     products, and a row kernel for biases
 
 What is not needed is not computed. q, k and v are read and their gradients written as they lie side by side in the
-products: nothing is transposed. With ``save="lean"`` the projections are formed again.
+products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel. In a
+layer the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
 """
 
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import border
 from .attention import WIDEST_HEAD, Attention
 from .attention_backward import attention_backward
 from .attention_core import (
@@ -38,16 +41,30 @@ from .attention_core import (
     why_not_core,
 )
 from .attention_masks import mask_gradient, spans_of
+from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, ahead_shape, behind_shapes, ends
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .heads import delta_of_heads, position_heads, position_heads_backward
 from .linear_residual import linear_residual
 from .projections import Projection, Wants, back_to_source, parameter_gradients, projections, queries_and_keys
 from .rows import Rows, as_rows
 from .side_by_side import side_by_side
-from .sublayer import is_post, operand, post_norm, residual_sum, sum_for, through_norm, through_output, why_not_rows
+from .sublayer import (
+    after,
+    is_post,
+    operand,
+    residual_sum,
+    sum_for,
+    through_norm,
+    through_output,
+    why_not_rows,
+    y_and_next,
+)
 from .weight_gradient import weight_gradient
 
-__all__ = ["Saved", "backward", "detail", "forward", "saved_shapes", "slower", "why_not"]
+__all__ = [
+    "Ahead", "Behind", "Saved", "ahead_shape", "backward", "begins", "behind_shapes", "detail", "ends", "forward",
+    "saved_shapes", "slower", "why_not",
+]  # fmt: skip
 
 # What has a gradient through the attention itself.
 INSIDE = ("w_q", "w_k", "w_v", "b_q", "b_k", "b_v", "context", "attn_mask", "key_padding_mask", "qk_scale")
@@ -107,8 +124,13 @@ def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
     )
 
 
-def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
-    """y, shape and dtype of x, and what ``save`` keeps."""
+def begins(x: Tensor, tensors, options) -> tuple:
+    """What it asks of the substep before it."""
+    return border.begins(x, tensors, options, tensors.w_q)
+
+
+def forward(x: Tensor, tensors, options, save: str, ahead: Ahead = ALONE_AHEAD) -> tuple[Tensor, Saved, Tensor | None]:
+    """y, shape and dtype of x, what ``save`` keeps, and what the next substep asks for."""
     t, o = _without_gaps(tensors), options
     shapes = saved_shapes(x, t, o, save)
 
@@ -119,26 +141,30 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
 
     rows = as_rows(x)
     if rows.count == 0:
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device), Saved(*(keep(None, *s) for s in shapes))
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device), Saved(*(keep(None, *s) for s in shapes)), None
     products, a = projections(t, o), _attention(x, t, o)
-    projected = _project(products, _sources(products, rows, t, o))
+    projected = _project(products, _sources(products, rows, t, o, given=ahead.normalized))
     q, k = _split(_positioned(queries_and_keys(projected, *a.widths), a, t), a)
     attended, statistics = attention(choose(x, t, o).name, q, k, _values(projected, a), a, save != "none")
     total = torch.empty(x.shape, dtype=x.dtype, device=x.device) if is_post(o) and save == "fast" else None
-    y = residual_sum(rows, t, o, attended, _output_dropout(t, o), x.dtype, post_norm(t, o, total))
+    norm, dtype = after(x, t, o, total, ahead)
+    y, n = y_and_next(residual_sum(rows, t, o, attended, _output_dropout(t, o), dtype, norm), norm)
     found = (*projected, *(None,) * (3 - len(projected)), attended, statistics, total)
-    return y.view(x.shape), Saved(*(keep(tensor, *shape) for tensor, shape in zip(found, shapes, strict=True)))
+    return y.view(x.shape), Saved(*(keep(tensor, *shape) for tensor, shape in zip(found, shapes, strict=True))), n
 
 
-def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
-    """The gradients in x and in the tensors. What is not needed is None and costs nothing."""
+def backward(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options, behind: Behind = ALONE_BEHIND
+):
+    """The gradients in x and in the tensors, and what the substep before asks for. What is not needed is None and costs
+    nothing."""
     need_x, t, o = needs[0], _without_gaps(tensors), options
     need = type(t)(*needs[1:])
     found = dict.fromkeys(t._fields)
     rows, grads = as_rows(x), as_rows(grad)
     if rows.count == 0:
         zeros = (torch.zeros_like(w) if n else None for w, n in zip(t, need, strict=True))
-        return torch.empty_like(x) if need_x else None, type(t)(*zeros)
+        return torch.empty_like(x) if need_x else None, type(t)(*zeros), [None, None]
     pre_norm = o.placement == "pre" and o.norm is not None
     need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
     need_attention = need_n or any(getattr(need, name) for name in INSIDE)
@@ -151,47 +177,56 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
         before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm, behind
     )
     if need.w_out:
         found["w_out"] = weight_gradient(g, attended, o.step)
     if not need_attention:
-        return None, type(t)(**found)
+        return None, type(t)(**found), [None, None]
 
     do = linear_residual(g, t.w_out, None, None, t.w_q.dtype, transposed=False, c=o.step)
-    to_x, to_context, inner = _through_attention(do, attended, saved, rows, t, o, need, need_n)
+    late = need_n and pre_norm and saved.projected.numel() > 0  # the last row kernel writes n
+    to_x, to_context, inner, (*products, sources, sums) = _through_attention(
+        do, attended, saved, rows, t, o, need, need_n, late
+    )
     found |= inner
     if need.context:
         found["context"] = back_to_source(to_context, t.context.dtype, None, 0.0).view(t.context.shape)
-    grad_x = None
+    grad_x, handed = None, [None, None]
     if need_n and pre_norm:
         dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
-        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device) if late and _reads_n(*products[:2]) else None
+        grad_x, by_norm, handed = through_norm(
+            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n, behind
+        )
         found |= by_norm
+        sources = [n if late and product.of_x else source for product, source in zip(products[0], sources, strict=True)]
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
-    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
+    found |= parameter_gradients(*products, sources, sums)
+    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found), handed
 
 
-def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t, o, need, need_n: bool):
-    """The terms ``(gradient, weight)`` of the gradients in N(x) and in the context, and the gradients by name of the
-    projections' parameters, of floating masks and of ``qk_scale``."""
+def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t, o, need, need_n: bool, late: bool):
+    """The terms ``(gradient, weight)`` of the gradients in N(x) and in the context, the gradients by name of floating
+    masks and of ``qk_scale``, and the arguments of :func:`parameter_gradients`; ``late``: but for N(x)."""
     products, a = projections(t, o), _attention(rows.tensor, t, o)
     wants = [product.wants(need, need_n) for product in products]
     lean = saved.projected.numel() == 0
-    sources = _sources(products, rows, t, o, [lean or want.weight for want in wants])
+    early = [lean or (want.weight and not (late and p.of_x)) for p, want in zip(products, wants, strict=True)]
+    sources = _sources(products, rows, t, o, early)
     projected = [p.view(-1, p.shape[-1]) for p in saved[: len(products)]] if not lean else _project(products, sources)
     before, v = queries_and_keys(projected, *a.widths), _values(projected, a)
-    after = _positioned(before, a, t)
-    q, k = _split(after, a)
+    placed = _positioned(before, a, t)
+    q, k = _split(placed, a)
     matrices = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
-    d_before, turned, found = queries_and_keys(matrices, *a.widths), after is not before, {}
+    d_before, turned, found = queries_and_keys(matrices, *a.widths), placed is not before, {}
     sums = [None] * len(products)
     core = core_of(saved.statistics, a.queries)
     if core == "triton":
         d_after = d_before
         if turned:
-            pairs = zip(after, d_before, strict=True)
+            pairs = zip(placed, d_before, strict=True)
             d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in pairs]
         dv = None if matrices[-1] is None else _values(matrices, a)
         found = _through_our_core((q, k, v, a, do, saved.statistics), attended, *_split(d_after, a), dv, t, need)
@@ -211,9 +246,14 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
         ]
         if need.qk_scale:  # q's heads and k's, which share a scale or have one each
             found["qk_scale"] = torch.cat(by_scale).view(-1, *t.qk_scale.shape).sum(0)
-    found |= parameter_gradients(products, wants, matrices, sources, sums)
     terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, matrices, strict=True) if want.source]
-    return [term for of_x, term in terms if of_x], [term for of_x, term in terms if not of_x], found
+    to_x, to_context = ([term for of_x, term in terms if of_x is x] for x in (True, False))
+    return to_x, to_context, found, (products, wants, matrices, sources, sums)
+
+
+def _reads_n(products: list[Projection], wants: list[Wants]) -> bool:
+    """Whether the gradient of a weight is a sum over N(x)."""
+    return any(product.of_x and want.weight for product, want in zip(products, wants, strict=True))
 
 
 def _through_our_core(inputs: tuple, attended: Tensor, dq, dk, dv, t, need) -> dict[str, Tensor]:
@@ -278,11 +318,13 @@ def _output_dropout(t, o) -> Dropout:
     return Dropout.of(o.dropout, t.seed, o.stream + OUTPUT_STREAM)
 
 
-def _sources(products: list[Projection], rows: Rows, t, o, needed: list[bool] | None = None) -> list[Tensor | None]:
-    """What each product is formed from, where it is needed: N(x) or the context, each once."""
+def _sources(
+    products: list[Projection], rows: Rows, t, o, needed: list[bool] | None = None, given: Tensor | None = None
+) -> list[Tensor | None]:
+    """What each product is formed from, where it is needed: N(x), which may be ``given``, or the context, each once."""
     needed = [True] * len(products) if needed is None else needed
     of_x, of_context = (any(n and p.of_x is of for n, p in zip(needed, products, strict=True)) for of in (True, False))
-    n = operand(rows, t.w_q.dtype, t, o) if of_x else None
+    n = operand(rows, t.w_q.dtype, t, o, given) if of_x else None
     context = operand(as_rows(t.context), t.w_q.dtype) if of_context else None
     return [n if product.of_x else context for product in products]
 

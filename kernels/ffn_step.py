@@ -10,12 +10,13 @@ forward, wider       n = N(x)                                        a row kerne
                      y = N(y), post placement                        the same kernel, D > 256: a row kernel
 backward             g = drop(dy), db_out; post: dN first            a row kernel (none without dropout, norm or bias)
                      dz = drop(c g W_out) act'(z), h again, db_in    one product; relu has h and needs no z
-                     dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
                      dn = dz W_in                                    a product; without a norm it adds a dy
-                     dx = dN(dn) + a dy, norm's parameters           a row kernel
+                     dx = dN(dn) + a dy, n again, norm's parameters  a row kernel
+                     dW_out = c g^T h,  dW_in = dz^T n               two products over the tokens
 
 What is not needed is not computed. Statistics are never stored: the row kernels read the row anyway. h and n are
-computed again in the backward pass, z only with ``save="lean"``.
+computed again in the backward pass, z only with ``save="lean"``, for which a row kernel forms n first. In a layer the
+first row kernel of either pass may be part of the neighbour's last kernel (``border``).
 """
 
 from typing import NamedTuple
@@ -23,15 +24,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import border
+from .border import ALONE_AHEAD, ALONE_BEHIND, Ahead, Behind, ahead_shape, behind_shapes, ends
 from .dropout import HIDDEN_STREAM, OUTPUT_STREAM, Dropout
 from .hidden import hidden_again, hidden_backward, hidden_forward
 from .linear_residual import linear_residual
 from .narrow_ffn import NARROW, narrow_ffn
 from .rows import as_rows
-from .sublayer import is_post, operand, post_norm, residual_sum, sum_for, through_norm, through_output, why_not_rows
+from .sublayer import (
+    after,
+    is_post,
+    operand,
+    residual_sum,
+    sum_for,
+    through_norm,
+    through_output,
+    why_not_rows,
+    y_and_next,
+)
 from .weight_gradient import weight_gradient
 
-__all__ = ["Saved", "backward", "forward", "saved_shapes", "slower", "why_not"]
+__all__ = [
+    "Ahead", "Behind", "Saved", "ahead_shape", "backward", "begins", "behind_shapes", "ends", "forward", "saved_shapes",
+    "slower", "why_not",
+]  # fmt: skip
 
 
 class Saved(NamedTuple):
@@ -61,35 +77,52 @@ def saved_shapes(x: Tensor, tensors, options, save: str) -> Saved:
     return Saved((hidden, tensors.w_in.dtype), (total, x.dtype))
 
 
-def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Saved]:
-    """y, shape and dtype of x, and what ``save`` keeps."""
+def begins(x: Tensor, tensors, options) -> tuple:
+    """What it asks of the substep before it."""
+    return () if _narrow(x, tensors) else border.begins(x, tensors, options, tensors.w_in)
+
+
+def _narrow(x: Tensor, t) -> bool:
+    """Whether the forward pass is one kernel."""
+    return x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]
+
+
+def forward(x: Tensor, tensors, options, save: str, ahead: Ahead = ALONE_AHEAD) -> tuple[Tensor, Saved, Tensor | None]:
+    """y, shape and dtype of x, what ``save`` keeps, and what the next substep asks for."""
     t, o = _without_gaps(tensors), options
     saved = Saved(
         *(torch.empty(shape, dtype=d, device=x.device) for shape, d in saved_shapes(x, tensors, options, save))
     )
     rows = as_rows(x)
     if rows.count == 0:
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device), saved
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device), saved, None
     hidden_dropout, output_dropout = _dropouts(t, o)
     z = saved.hidden if save == "fast" else None
     total = saved.total if save == "fast" and is_post(o) else None
-    if x.shape[-1] <= NARROW[t.w_in.dtype.itemsize]:
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        narrow_ffn(rows, t, o, hidden_dropout, output_dropout, y, z, total)
-        return y, saved
-    h = hidden_forward(operand(rows, t.w_in.dtype, t, o), t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
-    return residual_sum(rows, t, o, h, output_dropout, x.dtype, post_norm(t, o, total)).view(x.shape), saved
+    norm, dtype = after(x, t, o, total, ahead)
+    if _narrow(x, t):
+        last = torch.empty(x.shape, dtype=dtype, device=x.device)
+        narrow_ffn(rows, t, o, hidden_dropout, output_dropout, last, z, norm)
+    else:
+        n = operand(rows, t.w_in.dtype, t, o, ahead.normalized)
+        h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, True)
+        last = residual_sum(rows, t, o, h, output_dropout, dtype, norm)
+    y, n = y_and_next(last, norm)
+    return y.view(x.shape), saved, n
 
 
-def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options):
-    """The gradients in x and in the tensors. What is not needed is None and costs nothing."""
+def backward(
+    grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: Saved, options, behind: Behind = ALONE_BEHIND
+):
+    """The gradients in x and in the tensors, and what the substep before asks for. What is not needed is None and costs
+    nothing."""
     need_x, t, o = needs[0], _without_gaps(tensors), options
     need = type(t)(*needs[1:])
     found = dict.fromkeys(t._fields)
     rows, grads = as_rows(x), as_rows(grad)
     if rows.count == 0:
         zeros = (torch.zeros_like(w) if n else None for w, n in zip(t, need, strict=True))
-        return torch.empty_like(x) if need_x else None, type(t)(*zeros)
+        return torch.empty_like(x) if need_x else None, type(t)(*zeros), [None, None]
     post, pre_norm = is_post(o), o.placement == "pre" and o.norm is not None
     need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
     need_dz = need_n or need.w_in or need.b_in
@@ -98,10 +131,12 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
     # What the forward pass did not keep.
     lean = saved.hidden.numel() == 0 and t.w_in.shape[0] > 0
     no_total = post and saved.total.numel() == 0
-    n = operand(rows, t.w_in.dtype, t, o) if need.w_in or (lean and (need_dz or need.w_out)) or no_total else None
+    from_n = (lean and (need_dz or need.w_out)) or no_total
+    late = need.w_in and need_n and pre_norm and not from_n  # the last row kernel writes n
+    n = operand(rows, t.w_in.dtype, t, o) if from_n or (need.w_in and not late) else None
     z = None if lean else saved.hidden.view(rows.count, t.w_in.shape[0])
     h = None
-    if (lean and (need_dz or need.w_out)) or no_total:
+    if from_n:
         z = x.new_empty((rows.count, t.w_in.shape[0]), dtype=t.w_in.dtype) if need_dz else None
         again = no_total or not need_dz
         h = hidden_forward(n, t.w_in, t.b_in, o.activation, hidden_dropout, z, again)
@@ -111,7 +146,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         before_norm = as_rows(total)
 
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out, need_x and pre_norm
+        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out, need_x and pre_norm, behind
     )
     if need_dz:
         dz, h, found["b_in"] = hidden_backward(
@@ -122,16 +157,20 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         h = hidden_again(z, o.activation, hidden_dropout)
     if need.w_out:
         found["w_out"] = weight_gradient(g, h, o.step)
-    if need.w_in:
-        found["w_in"] = weight_gradient(dz, n)
-    grad_x = None
+    grad_x, handed = None, [None, None]
     if need_n and pre_norm:
         dn = linear_residual(dz, t.w_in, None, None, t.w_in.dtype, transposed=False)
-        grad_x, by_norm = through_norm(dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None)
+        if late:
+            n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device)
+        grad_x, by_norm, handed = through_norm(
+            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n if late else None, behind
+        )
         found |= by_norm
     elif need_n:
         grad_x = linear_residual(dz, t.w_in, None, residual, x.dtype, transposed=False, a=o.residual_scale)
-    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found)
+    if need.w_in:
+        found["w_in"] = weight_gradient(dz, n)
+    return None if grad_x is None else grad_x.view(x.shape), type(t)(**found), handed
 
 
 def _without_gaps(t):

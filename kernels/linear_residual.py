@@ -29,7 +29,7 @@ from .rows import WIDEST, Rows, aligned, alignment, as_rows, offsets, row_tiles
 from .slices import slices
 from .tiles import cut, tile
 
-__all__ = ["Norm", "linear_residual"]
+__all__ = ["NO_NORM", "Norm", "linear_residual"]
 
 ROW = 256
 COLUMNS = 512  # of a program that adds parts, where no norm follows
@@ -53,7 +53,7 @@ def _with_residual(
 @triton.jit(do_not_specialize=["M"])
 def linear_residual_kernel(
     left, right, bias, x, y, total, weight, shift, a, c, eps, M, N, K, left_stride, right_stride,
-    x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr,
+    x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr, OF_TOTAL: tl.constexpr,
     RIGHT_ALONG_K: tl.constexpr, PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr, STORES: tl.constexpr, PERSISTENT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, SLICES: tl.constexpr,
@@ -82,7 +82,10 @@ def linear_residual_kernel(
                 put(y, u, tile_row * BM, begin, rows, at, N, inside, STORES)
             else:
                 if total is not None:
-                    tl.store(total + rows[:, None] * N + at[None, :], rounded(u, total.dtype.element_ty), inside)
+                    as_written = rounded(u, total.dtype.element_ty)
+                    tl.store(total + rows[:, None] * N + at[None, :], as_written, inside)
+                    if OF_TOTAL:
+                        u = as_written.to(tl.float32)
                 sums = sums + (tl.where(inside, u, 0.0),)
         if NORM != "none":
             _write_normalized(sums, y, weight, shift, eps, rows, M, N, NORM, BM, BN // SLICES, SLICES)
@@ -115,7 +118,7 @@ def _write_normalized(
 @triton.jit(do_not_specialize=["M", "parts"])
 def residual_of_parts_kernel(
     partial, bias, x, y, total, weight, shift, a, c, eps, M, N, parts,
-    x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr,
+    x_inner, x_outer, x_stride, seed, stream, p, scale, DROP: tl.constexpr, NORM: tl.constexpr, OF_TOTAL: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """The same from the product's parts. A program: ROWS rows, BLOCK columns, which are all where there is a norm."""
@@ -131,23 +134,28 @@ def residual_of_parts_kernel(
     y_at = rows[:, None] * N + at[None, :]
     if NORM != "none":
         if total is not None:
-            tl.store(total + y_at, rounded(u, total.dtype.element_ty), inside)
+            as_written = rounded(u, total.dtype.element_ty)
+            tl.store(total + y_at, as_written, inside)
+            if OF_TOTAL:
+                u = as_written.to(tl.float32)
         u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, N, NORM)
         u = affine(u, weight, shift, at, N)
     tl.store(y + y_at, rounded(u, y.dtype.element_ty), inside)
 
 
 class Norm(NamedTuple):
-    """What follows the sum; ``total``, if it is given, gets the sum itself."""
+    """What follows the sum; ``total``, if it is given, gets the sum itself, and with ``of_total`` it is the norm of
+    that, as it is rounded there."""
 
     name: str
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     total: Tensor | None
+    of_total: bool = False
 
 
-_NO_NORM = Norm("none", None, None, 0.0, None)
+NO_NORM = Norm("none", None, None, 0.0, None)
 
 
 def linear_residual(
@@ -174,14 +182,14 @@ def linear_residual(
         )
         return normalize_rows(as_rows(y), norm.name, norm.weight, norm.bias, norm.eps, dtype, norm.total)
     y = torch.empty((count, width), dtype=dtype, device=device)
-    x, dropout, n = residual or (None, 0, 1, 0, 0), dropout or Dropout.of(0.0, None, 0), norm or _NO_NORM
+    x, dropout, n = residual or (None, 0, 1, 0, 0), dropout or Dropout.of(0.0, None, 0), norm or NO_NORM
     if plan[1] > 1:
         partial = product_parts(left, w, (True, transposed), plan)
         tiles = row_tiles(min(width, COLUMNS) if norm is None else width)
         launch(
             residual_of_parts_kernel, ceil_div(count, tiles.ROWS) * ceil_div(width, tiles.BLOCK), device,
             partial, bias, x[0], y, n.total, n.weight, n.bias, a, c, n.eps, count, width, plan[1], *x[2:],
-            *dropout, DROP=dropout.drops, NORM=n.name, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
+            *dropout, DROP=dropout.drops, NORM=n.name, OF_TOTAL=n.of_total, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
             ALIGN=alignment(width, *x[3:]), num_warps=tiles.num_warps,
         )  # fmt: skip
         return y
@@ -194,7 +202,7 @@ def linear_residual(
     launch(
         linear_residual_kernel, t.programs(count, width, device), device,
         *operands, bias, x[0], *result, n.total, n.weight, n.bias, a, c, n.eps, count, width, length,
-        left.stride(0), w.stride(0), *x[2:], *dropout, DROP=dropout.drops, NORM=n.name, RIGHT_ALONG_K=transposed,
-        PRECISION=precision(w.dtype), **constants, **stores, **t.constants(),
+        left.stride(0), w.stride(0), *x[2:], *dropout, DROP=dropout.drops, NORM=n.name, OF_TOTAL=n.of_total,
+        RIGHT_ALONG_K=transposed, PRECISION=precision(w.dtype), **constants, **stores, **t.constants(),
     )  # fmt: skip
     return y

@@ -1,6 +1,7 @@
 """The FFN step in ONE kernel where x is narrow (D <= 128, float32: 64): the hidden activations never leave the chip.
 
-    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement)
+    y = a x + c drop(W_out drop_h(act(W_in N(x) + b_in)) + b_out),    or N(...) of that sum (post placement), or both
+                                                                      with the N of the next substep (``border``)
 
 A program keeps BM rows: x, N(x) and the (BM, D) accumulator stay in registers and shared memory while W_in and W_out
 pass by in blocks of BN hidden channels, from L2: they are read M / BM times, x and y move once. 4 M D F FLOP (6 where
@@ -16,6 +17,7 @@ from .activation import ACTIVATION_OF_GATE, activate
 from .device import ceil_div, launch, power_of_2
 from .dropout import Dropout, drop, keeps
 from .emulation import dot, rounded
+from .linear_residual import NO_NORM, Norm
 from .norm import affine, standardize
 from .product import as_matrix, precision
 from .rows import Rows, aligned, alignment, offsets
@@ -50,10 +52,12 @@ def _hidden_block(n, w, b, rows, columns, inside, at, M, F, z, z_stride, PRECISI
 
 @triton.jit(do_not_specialize=["M"])
 def narrow_ffn_kernel(
-    x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, a, c, eps, M, F, x_inner, x_outer, x_stride,
+    x, weight, bias, w_in, b_in, w_out, b_out, y, z, total, after_weight, after_bias, a, c, eps, after_eps, M, F,
+    x_inner, x_outer, x_stride,
     in_stride, out_stride,
     h_seed, h_stream, h_p, h_scale, seed, stream, p, scale, H_DROP: tl.constexpr, DROP: tl.constexpr,
-    D: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr, ACTIVATION: tl.constexpr, GATED: tl.constexpr,
+    D: tl.constexpr, NORM: tl.constexpr, AFTER: tl.constexpr, OF_TOTAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATED: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SLICES: tl.constexpr,
     ALIGN: tl.constexpr,
 ):  # fmt: skip
@@ -65,7 +69,7 @@ def narrow_ffn_kernel(
     inside = (rows < M)[:, None] & (channels < D)[None, :]
     x_at = offsets(rows.to(tl.int64), x_inner, x_outer, x_stride, 1)[:, None] + channels[None, :]
     n = tl.load(x + x_at, inside, 0.0).to(tl.float32)
-    if NORM != "none" and not POST:
+    if NORM != "none":
         n, _, _ = standardize(n, inside, eps, D, NORM)
         n = affine(n, weight, bias, channels, D)
     n = rounded(n, w_in.dtype.element_ty)
@@ -89,10 +93,10 @@ def narrow_ffn_kernel(
         out_at = w_out + (columns[:, None] + channels.to(tl.int64)[None, :] * out_stride)
         w = tl.load(out_at, (columns < F)[:, None] & (channels < D)[None, :], 0.0)
         u = dot(rounded(h, w.dtype), w, u, PRECISION)
-    if POST:
+    if AFTER != "none":
         _write_whole_rows(
-            u, x, x_inner, x_outer, x_stride, b_out, weight, bias, y, total, a, c, eps, rows, M,
-            seed, stream, p, scale, DROP, D, NORM, BM, BK,
+            u, x, x_inner, x_outer, x_stride, b_out, after_weight, after_bias, y, total, a, c, after_eps, rows, M,
+            seed, stream, p, scale, DROP, D, AFTER, OF_TOTAL, BM, BK,
         )  # fmt: skip
     else:
         parts = slices(u, BM, BK, SLICES)
@@ -126,7 +130,7 @@ def _add_and_write(u, x, x_inner, x_outer, x_stride, y, a, rows, columns, M, D: 
 @triton.jit
 def _write_whole_rows(
     u, x, x_inner, x_outer, x_stride, b_out, weight, bias, y, total, a, c, eps, rows, M,
-    seed, stream, p, scale, DROP: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr,
+    seed, stream, p, scale, DROP: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, OF_TOTAL: tl.constexpr,
     BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """The sum, written to total if it is given, and its normalisation, written to y."""
@@ -136,7 +140,10 @@ def _write_whole_rows(
     u = _plus_residual(u, x, x_inner, x_outer, x_stride, a, rows, columns, inside)
     at = rows.to(tl.int64)[:, None] * D + columns[None, :]
     if total is not None:
-        tl.store(total + at, rounded(u, total.dtype.element_ty), inside)
+        as_written = rounded(u, total.dtype.element_ty)
+        tl.store(total + at, as_written, inside)
+        if OF_TOTAL:
+            u = as_written.to(tl.float32)
     u, _, _ = standardize(tl.where(inside, u, 0.0), inside, eps, D, NORM)
     tl.store(y + at, rounded(affine(u, weight, bias, columns, D), y.dtype.element_ty), inside)
 
@@ -149,10 +156,11 @@ def narrow_ffn(
     dropout: Dropout,
     y: Tensor,
     z: Tensor | None,
-    total: Tensor | None,
+    norm: Norm | None,
 ) -> None:
-    """Writes ``y (..., D)``, and for the backward pass ``z (..., F or 2F)`` and ``total (..., D)``, each if given."""
-    t, o = tensors, options
+    """Writes ``y (..., D)``, the sum or its ``norm``, and for the backward pass ``z (..., F or 2F)``, if given."""
+    t, o, after = tensors, options, norm or NO_NORM
+    before = ("none", None, None) if o.placement == "post" or o.norm is None else (o.norm, t.norm_weight, t.norm_bias)
     width, hidden = x.tensor.shape[-1], t.w_out.shape[1]
     w_in, w_out = as_matrix(t.w_in), as_matrix(t.w_out)
     block = max(power_of_2(width), 16)
@@ -160,10 +168,10 @@ def narrow_ffn(
     s = tile("narrow_dropout" if drops else "narrow", w_in.dtype, y.device, x.count, block, hidden)
     launch(
         narrow_ffn_kernel, ceil_div(x.count, s.BM), y.device,
-        x.tensor, t.norm_weight, t.norm_bias, w_in, t.b_in, w_out, t.b_out, y, z, total,
-        o.residual_scale, o.step, o.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
+        x.tensor, *before[1:], w_in, t.b_in, w_out, t.b_out, y, z, after.total, after.weight, after.bias,
+        o.residual_scale, o.step, o.eps, after.eps, x.count, hidden, *x[2:], w_in.stride(0), w_out.stride(0),
         *hidden_dropout, *dropout, H_DROP=hidden_dropout.drops, DROP=dropout.drops,
-        D=width, NORM=o.norm or "none", POST=o.placement == "post" and o.norm is not None,
+        D=width, NORM=before[0], AFTER=after.name, OF_TOTAL=after.of_total,
         ACTIVATION=ACTIVATION_OF_GATE.get(o.activation, o.activation), GATED=o.activation in ACTIVATION_OF_GATE,
         PRECISION=precision(w_in.dtype), BM=s.BM, BN=s.BN, BK=block, SLICES=min(block // 16, 8),
         ALIGN=alignment(*x[3:], w_in.stride(0), w_out.stride(0), hidden),

@@ -2,8 +2,8 @@
 
     forward     n = N(x) weight + bias, and on demand x itself in another dtype
     backward    d = gradient of x from that of n;   total = d + a residual;   dropped = drop(total)
-                writes total and dropped (each on demand); sums over the rows for the gradients of weight, bias, and
-                of the bias whose output was dropped: of dropped, or where nothing was of the residual
+                writes total, dropped and n again (each on demand); sums over the rows for the gradients of weight,
+                bias, and of the bias whose output was dropped: of dropped, or where nothing was of the residual
 
 N may be none: forward is then a copy in another dtype, backward a dropout with its sum. The backward kernel is thus
 d(norm) fused with the residual's gradient (pre placement), and d(norm) fused with the dropout's (post placement).
@@ -48,7 +48,7 @@ def norm_forward(
 
 @triton.jit(do_not_specialize=["M"])
 def norm_backward(
-    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
+    grad, x, weight, bias, n, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
     seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
@@ -61,11 +61,16 @@ def norm_backward(
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
+        at = rows[:, None] * D + columns[None, :]
         g_at = offsets(rows, g_inner, g_outer, g_stride, ALIGN)[:, None] + columns[None, :]
-        g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
-        if NORM != "none":
+        if NORM == "none":
+            g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)
+        else:
             x_at = offsets(rows, x_inner, x_outer, x_stride, ALIGN)[:, None] + columns[None, :]
             y, rstd, share = standardize(tl.load(x + x_at, inside, 0.0).to(tl.float32), inside, eps, D, NORM)
+            if n is not None:
+                tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
+            g = tl.load(grad + g_at, inside, 0.0).to(tl.float32)  # not before n is written: registers
             if sum_weight is not None:
                 by_weight += tl.where(inside, g * y, 0.0)  # past the last row y is NaN where eps is 0
             if sum_bias is not None:
@@ -77,7 +82,6 @@ def norm_backward(
             g += a * r
             if OF_RESIDUAL:
                 by_output += r
-        at = rows[:, None] * D + columns[None, :]
         if total is not None:
             tl.store(total + at, rounded(g, total.dtype.element_ty), inside)
         if dropped is not None or (sum_output is not None and not OF_RESIDUAL):
@@ -124,6 +128,8 @@ def normalize_rows_backward(
     weight: Tensor | None,
     eps: float,
     *,
+    bias: Tensor | None = None,
+    n: Tensor | None = None,
     residual: Rows | None = None,
     a: float = 1.0,
     total: torch.dtype | None = None,
@@ -134,7 +140,8 @@ def normalize_rows_backward(
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and the sums over the rows,
     ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for; the last
-    is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped."""
+    is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped.
+    ``n``, if it is given, gets ``N(x) * weight + bias`` again."""
     width, device = x.tensor.shape[-1], x.tensor.device
     tiles = row_tiles(width)
     programs = tiles.programs(x.count, device)
@@ -143,8 +150,10 @@ def normalize_rows_backward(
     r, dropout = residual or grad, dropout or Dropout.of(0.0, None, 0)
     launch(
         norm_backward_wide if tiles.wide else norm_backward, programs, device,
-        grad.tensor, x.tensor, weight, None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
-        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual, STAGES=STAGES,
+        grad.tensor, x.tensor, weight, None if n is None else bias, n,
+        None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
+        *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual and sums[2] is not None,
+        STAGES=STAGES,
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip

@@ -70,7 +70,7 @@ def _add(sums, values, columns, D: tl.constexpr):
 
 @triton.jit(do_not_specialize=["M"])
 def norm_backward_wide(
-    grad, x, weight, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
+    grad, x, weight, bias, n, residual, total, dropped, sum_weight, sum_bias, sum_output, a, eps, M,
     g_inner, g_outer, g_stride, x_inner, x_outer, x_stride, r_inner, r_outer, r_stride,
     seed, stream, p, scale, DROP: tl.constexpr, OF_RESIDUAL: tl.constexpr, STAGES: tl.constexpr,
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
@@ -99,6 +99,8 @@ def norm_backward_wide(
             g = _read(g_row, columns, D)
             if NORM != "none":
                 y = (_read(x_row, columns, D) - mean) * rstd
+                if n is not None:
+                    tl.store(n + at, rounded(affine(y, weight, bias, columns, D), n.dtype.element_ty), inside)
                 if sum_weight is not None:
                     _add(sum_weight, g * y, columns, D)
                 if sum_bias is not None:

@@ -37,6 +37,7 @@ _EXECUTABLE = 4  # SHF_EXECINSTR
 # rather than take more than 128: on an H200 its three stages are faster all the same.
 _SPILLED = {
     ("sm90", "norm_backward"): 8,
+    ("sm100", "norm_backward"): 16,
     ("sm100", "hidden_backward_kernel"): 24,
     ("sm100", "backward_of_parts_kernel"): 8,
     ("sm100", "linear_residual_kernel"): 16,

@@ -1,7 +1,8 @@
 """What the sublayer steps share: ``y = a x + c drop(W f(N(x)) + b)``, or N of the sum, around whatever f is.
 
 operand           N(x) or x as the matrix that the first product reads
-residual_sum      the second product with the residual sum, and the post-norm, in its epilogue
+residual_sum      the second product with the residual sum, and the norm after it, in its epilogue
+after             the norm that follows the sum: the post-norm, or that of the next substep (``border``)
 through_output    back from dy to the gradients of the sum, of the product's result and of b, in one row kernel
 through_norm      back through N to x, with the residual's gradient and, if it is still wanted, that of b, in another
 """
@@ -9,6 +10,7 @@ through_norm      back through N to x, with the residual's gradient and, if it i
 import torch
 from torch import Tensor
 
+from .border import Ahead, Behind, hands_ahead, hands_behind, is_post
 from .device import why_not_on
 from .dropout import Dropout
 from .linear_residual import Norm, linear_residual
@@ -17,15 +19,16 @@ from .rows import LONGEST, Rows, as_rows
 from .sums import Sum
 
 __all__ = [
+    "after",
     "is_post",
     "matrix",
     "operand",
-    "post_norm",
     "residual_sum",
     "sum_for",
     "through_norm",
     "through_output",
     "why_not_rows",
+    "y_and_next",
 ]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -42,17 +45,15 @@ def why_not_rows(x: Tensor, w: Tensor) -> str | None:
     return why_not_on(x.device)
 
 
-def is_post(o) -> bool:
-    return o.placement == "post" and o.norm is not None
-
-
 def matrix(rows: Rows) -> Tensor:
     return rows.tensor.as_strided((rows.count, rows.tensor.shape[-1]), (rows.outer_stride, 1))
 
 
-def operand(rows: Rows, dtype: torch.dtype, t=None, o=None) -> Tensor:
+def operand(rows: Rows, dtype: torch.dtype, t=None, o=None, given: Tensor | None = None) -> Tensor:
     """A product's operand, (M, D) in ``dtype``: N(x), or x itself (without t and o always), read where it lies if it
-    can be."""
+    can be; ``given`` is N(x) where it is there already."""
+    if given is not None:
+        return given.view(rows.count, -1)
     if o is not None and o.placement == "pre" and o.norm is not None:
         return normalize_rows(rows, o.norm, t.norm_weight, t.norm_bias, o.eps, dtype)
     if rows.is_matrix and rows.tensor.dtype == dtype:
@@ -66,9 +67,17 @@ def residual_sum(rows: Rows, t, o, h: Tensor, dropout: Dropout, dtype: torch.dty
     return linear_residual(h, t.w_out, t.b_out, rows, dtype, transposed=True, a=a, c=c, dropout=dropout, norm=norm)
 
 
-def post_norm(t, o, total: Tensor | None) -> Norm | None:
-    """What follows the sum, if anything does; ``total``, if it is given, gets the sum itself."""
-    return Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None
+def after(x: Tensor, t, o, total: Tensor | None, ahead: Ahead) -> tuple[Norm | None, torch.dtype]:
+    """The norm that follows the residual sum, and the dtype of what is written last. The sum goes to ``total`` before a
+    post-norm, if it is given, and is y before the norm of the next substep."""
+    if hands_ahead(x, o, ahead):
+        return ahead.norm(torch.empty(x.shape, dtype=x.dtype, device=x.device)), ahead.next_dtype
+    return Norm(o.norm, t.norm_weight, t.norm_bias, o.eps, total) if is_post(o) else None, x.dtype
+
+
+def y_and_next(last: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
+    """y and N(y) of the next substep, if it asks for it, from what was written after and before ``norm``."""
+    return (last, None) if norm is None or not norm.of_total else (norm.total, last)
 
 
 def sum_for(need: bool, parameter: Tensor | None, c: float = 1.0) -> Sum | None:
@@ -76,13 +85,17 @@ def sum_for(need: bool, parameter: Tensor | None, c: float = 1.0) -> Sum | None:
     return Sum(parameter.dtype, c) if need else None
 
 
-def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool, again: bool):
+def through_output(
+    grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool, again: bool, behind: Behind
+):
     """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
     product's result, in the dtype of the weights. With ``again``, a row kernel after this reads ``grads`` anyway:
     b_out's gradient is left to it, None here, where nothing else has to be read."""
     post, dtype = is_post(o), t.w_out.dtype
     same = not dropout.drops and grads.tensor.dtype == dtype
-    if not post and same and grads.is_matrix:
+    if behind.dropped is not None:
+        g, written, again = behind.dropped, (None, None), False
+    elif not post and same and grads.is_matrix:
         g, written = matrix(grads), (None, None)
     else:
         g = None  # g is the gradient of the sum itself where they have the same dtype and nothing is dropped
@@ -106,18 +119,21 @@ def through_output(grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: boo
 
 
 def through_norm(
-    dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """``(dx, the gradients of the norm's parameters and of b_out by name)``, pre placement, those needed; ``dn`` is the
-    gradient of N(x)."""
-    dx, _, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
-        as_rows(dn), rows, o.norm, t.norm_weight, o.eps,
+    dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool, n: Tensor | None, behind: Behind
+) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor | None]]:
+    """``(dx, the gradients of the norm's parameters and of b_out by name, what the substep before asks for)``, pre
+    placement, those needed; ``dn`` is the gradient of N(x), and ``n``, if it is given, gets N(x) again."""
+    hands = hands_behind(rows.tensor, (need_x, *need), t, o, behind)
+    dx, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
+        as_rows(dn), rows, o.norm, t.norm_weight, o.eps, bias=t.norm_bias, n=n,
         residual=grads if need_x else None, a=o.residual_scale, total=rows.tensor.dtype if need_x else None,
+        dropped=behind.before_dtype if hands else None, dropout=behind.dropout if hands else None,
         sums=(
             sum_for(need.norm_weight, t.norm_weight),
             sum_for(need.norm_bias, t.norm_bias),
-            sum_for(need_b_out, t.b_out, o.step),
+            behind.sum if hands else sum_for(need_b_out, t.b_out, o.step),
         ),
-        of_residual=True,
+        of_residual=not hands,
     )  # fmt: skip
-    return dx, {"norm_weight": by_weight, "norm_bias": by_bias} | ({"b_out": by_b_out} if need_b_out else {})
+    found = {"norm_weight": by_weight, "norm_bias": by_bias} | ({"b_out": by_b_out} if need_b_out else {})
+    return dx, found, [dropped, by_b_out] if hands else [None, None]

@@ -8,6 +8,8 @@ module has the functions ``forward`` and ``backward`` of ``macaron_ops.reference
     slower(request) -> str | None    the reason why the next row of the table runs it faster; heard only where the
                                      caller asked for no backend by name
     detail(request) -> str           how it would run a request, where ``explain`` should say so
+    Ahead, Behind, begins, ends,     what it hands to a neighbour of the same backend in a list of substeps, and asks of
+    ahead_shape, behind_shapes       it: see :mod:`macaron_ops.ops.borders`
 
 The package itself may have
 

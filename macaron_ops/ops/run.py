@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .autocast import without_autocast
+from .borders import ahead, behind, given, open_borders
 from .checks import Derived, choice
 from .dispatch import WHOLE, Choice, Request, asked_for, choose, require_reference, select
-from .registry import BACKWARD, FORWARD, SAVED, definition, prepared, prepared_backward
+from .registry import BACKWARD, FORWARD, HANDS, SAVED, definition, prepared, prepared_backward
 from .signature import Signed, is_plain_eager, sign
 
 __all__ = ["Bound", "Explanation", "explain", "forget", "operator", "recall", "run"]
@@ -55,10 +56,15 @@ class _Step(NamedTuple):
     joins: bool
     slots: tuple[int | None, ...]  # where each of its tensors stands among the node's inputs
     saved: int  # how many tensors the raw forward operator saves
+    outputs: int  # how many it returns
 
     def gather(self, inputs: Sequence) -> list:
         """Its own tensors out of the node's inputs."""
         return [None if slot is None else inputs[slot] for slot in self.slots]
+
+    def needs(self, needs: Sequence[bool], need_x: bool) -> list[bool]:
+        """Which of its gradients are needed, out of those of the node's inputs."""
+        return [need_x, *(slot is not None and needs[slot] for slot in self.slots)]
 
 
 class _Plan(NamedTuple):
@@ -67,6 +73,7 @@ class _Plan(NamedTuple):
     steps: tuple[_Step, ...]
     save: tuple[str, ...]  # the memory policy of each step
     differentiated: bool
+    borders: tuple[bool, ...]  # before each step and after the last: whether something is handed over there
     # Its two passes with everything looked up, for calls with its signature; None: through the raw operators.
     forward: Callable | None = None
     backward: Callable | None = None
@@ -137,11 +144,13 @@ def run(x: Tensor, substeps: Sequence[Bound], save: str, signed: Signed | None =
         if bound.draws:
             tensors, options = tensors._replace(seed=inputs[1]), options._replace(stream=STREAMS * i)
         slots = tuple(_slot(inputs, t) for t in tensors)
-        steps.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[backend, bound.operator]))
+        raw = backend, bound.operator
+        outputs = 1 + SAVED[raw] + HANDS[raw][0]
+        steps.append(_Step(bound.operator, backend, options, bound.joins, slots, SAVED[raw], outputs))
         # Nothing is differentiated, and so nothing saved, before the first trained substep.
         trained = trained or any(t is not None and t.requires_grad for t in tensors)
         policies.append(policy if trained else "none")
-    plan = _Plan(tuple(steps), tuple(policies), policy != "none")
+    plan = _Plan(tuple(steps), tuple(policies), policy != "none", open_borders(steps))
     if why_definition is not None:
         with without_autocast(x.device):
             return _define(plan.steps, inputs)
@@ -235,16 +244,18 @@ def _forward(plan: _Plan, inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor
 
 
 def _one_by_one(plan: _Plan, operators: Sequence[Callable], inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    kept, x, y = [], inputs[0], inputs[0]
+    kept, x, y, normalized = [], inputs[0], inputs[0], None
     for i, (step, save, operator) in enumerate(zip(plan.steps, plan.save, operators, strict=True)):
         if not step.joins:
             x = y
             if i > 0:
                 kept.append(x if _is_kept(plan, i) else x.new_empty(0))
-        outputs = operator(x, *step.gather(inputs), *step.options, save)
-        out = outputs if step.saved == 0 else outputs[0]
-        if step.saved > 0:
-            kept.extend(outputs[1:])
+        hands = plan.borders[i + 1]
+        more = ahead(plan.steps, i, hands, x, inputs, normalized) if hands or plan.borders[i] else ()
+        outputs = operator(x, *step.gather(inputs), *step.options, save, *more)
+        out, *others = (outputs,) if step.outputs == 1 else outputs
+        kept += others[: step.saved]
+        normalized = given(others[-1]) if hands else None
         y = y + out if step.joins else out
     return y, kept
 
@@ -285,7 +296,7 @@ class _Substeps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        steps, needs = ctx.plan.steps, ctx.needs_input_grad[1:]
+        steps, borders, needs = ctx.plan.steps, ctx.plan.borders, ctx.needs_input_grad[1:]
         tensors = ctx.saved_tensors  # read once: checkpointing allows no second look
         inputs, kept = tensors[: len(needs)], tensors[len(needs) :]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -297,25 +308,42 @@ class _Substeps(torch.autograd.Function):
         backwards = ctx.plan.backwards if is_plain_eager() else None
         grads = [None] * len(inputs)
         grad_input = None  # of the tensor that a step, and those that join it, read
+        handed = ()  # by the step that ran before, which comes after
         reads = _reads(steps, kept, needs, inputs[0])
         for i in range(len(steps) - 1, -1, -1):
             step, (x, need_x, saved) = steps[i], reads[i]
-            need = [need_x, *(slot is not None and needs[slot] for slot in step.slots)]
+            need, dropped = step.needs(needs, need_x), None
+            if borders[i + 1] and handed:
+                dropped, by_bias = map(given, handed)
+                if by_bias is not None:
+                    place = definition(step.operator).Tensors._fields.index("b_out")
+                    _add(grads, step.slots[place], by_bias)
+                    need[1 + place] = False
+            handed = ()
             if any(need):
+                more = ()
+                if borders[i] or borders[i + 1]:
+                    before = steps[i - 1].needs(needs, reads[i - 1][1]) if borders[i] else None
+                    more = behind(steps, i, before, x, inputs, dropped)
                 backward = backwards[i] if backwards else BACKWARD[step.backend, step.operator]
-                grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options)
+                grad_x, *results = backward(grad, need, x, *step.gather(inputs), *saved, *step.options, *more)
                 if need_x:
                     grad_input = grad_x if grad_input is None else grad_input + grad_x
+                results, handed = results[: len(step.slots)], results[len(step.slots) :]
                 for slot, needed, result in zip(step.slots, need[1:], results, strict=True):
                     if needed:
-                        grads[slot] = result if grads[slot] is None else grads[slot] + result
+                        _add(grads, slot, result)
             if not step.joins:
                 grad, grad_input = grad_input, None
                 if not need_x:
                     break  # nothing before this step is differentiated
         if needs[0]:
-            grads[0] = grad if grads[0] is None else grads[0] + grad
+            _add(grads, 0, grad)
         return None, *grads
+
+
+def _add(grads: list[Tensor | None], slot: int, result: Tensor) -> None:
+    grads[slot] = result if grads[slot] is None else grads[slot] + result
 
 
 def _define(steps: Sequence[_Step], inputs: Sequence[Tensor]) -> Tensor:

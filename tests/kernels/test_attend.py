@@ -169,7 +169,7 @@ def test_frozen_subsets():
     assert kernels("attn_mask")[1] == [PRODUCT, DELTA, MASK]
     assert kernels("w_out")[1] == [WEIGHT]
     assert kernels("b_out")[1] == [D_NORM]
-    assert kernels("x", "w_q", "w_out")[1] == [WEIGHT, PRODUCT, NORM, DELTA, QUERIES, KEYS, WEIGHT, PRODUCT, D_NORM]
+    assert kernels("x", "w_q", "w_out")[1] == [WEIGHT, PRODUCT, DELTA, QUERIES, KEYS, PRODUCT, D_NORM, WEIGHT]
 
 
 def test_nothing_is_transposed():

@@ -144,7 +144,7 @@ def test_deterministic_algorithms_keep_ours():
 def test_what_is_kept_tells_the_core(name, tokens):
     x, tensors, options = attend_arguments(tokens, 512, 8, mask=None)
     with recording("sm90", 132), core.use_core(name):
-        _, saved = kernels.forward(x, tensors, options, "lean")
+        _, saved, _ = kernels.forward(x, tensors, options, "lean")
         assert saved.statistics.shape == kernels.saved_shapes(x, tensors, options, "lean").statistics[0]
     assert core.core_of(saved.statistics, tokens) == name
 
@@ -193,7 +193,7 @@ def backward_of(*needed, **options):
 def test_one_pass_packs_and_sums():
     product, pack, norm = "linear_residual_kernel", "side_by_side_kernel", "norm_backward"
     weight = ["product_parts_kernel", "sums_kernel"]
-    assert backward_of("x", "w_q", "b_q") == [product, "norm_forward", pack, "sums_kernel", *weight, product, norm]
+    assert backward_of("x", "w_q", "b_q") == [product, pack, "sums_kernel", product, norm, *weight]
     assert backward_of("w_k", packed=False) == [product, "norm_forward", *weight]
     turned = ["position_backward_kernel"] * 2
     assert backward_of("x", rotary=True) == [product, "position_forward_kernel", pack, *turned, product, norm]

@@ -6,7 +6,7 @@ import torch
 from torch.library import opcheck
 
 import macaron_ops
-from macaron_ops.ops.registry import BACKWARD, FORWARD
+from macaron_ops.ops.registry import BACKWARD, FORWARD, SAVED
 from tests.ops.cases import CASES, build
 
 TRITON = macaron_ops.backends()["triton"]
@@ -29,7 +29,8 @@ def test_opcheck(case, save, device):
     opcheck(forward, (*inputs, *bound.options, save), test_utils=utils)
     if save != "none":
         outputs = forward(*inputs, *bound.options, save)
-        y, saved = (outputs[0], outputs[1:]) if isinstance(outputs, tuple) else (outputs, ())
+        y, *others = outputs if isinstance(outputs, tuple) else (outputs,)
+        saved = others[: SAVED["triton", bound.operator]]
         needs = [t is not None and t.is_floating_point() for t in inputs]
         arguments = (torch.randn_like(y), needs, *inputs, *saved, *bound.options)
         opcheck(BACKWARD["triton", bound.operator], arguments, test_utils=utils)

@@ -57,11 +57,13 @@ def test_norm(norm, length, device):
     x = (torch.randn(6, 5, 100) + 100).to(device).transpose(0, 1)
     weight, bias, grad = (t.to(device) for t in (torch.randn(100), torch.randn(100), torch.randn(5, 6, 100)))
     y = normalize_rows(as_rows(x), norm, weight, bias, 1e-5, torch.float32)
-    sums = Sum(torch.float32), Sum(torch.float32), Sum(torch.float32, -2.0)
+    sums, again = (Sum(torch.float32), Sum(torch.float32), Sum(torch.float32, -2.0)), torch.empty_like(y)
     dx, _, (by_weight, by_bias, by_residual) = normalize_rows_backward(
-        as_rows(grad), as_rows(x), norm, weight, 1e-5,
+        as_rows(grad), as_rows(x), norm, weight, 1e-5, bias=bias, n=again,
         residual=as_rows(x), a=0.5, total=torch.float32, sums=sums, of_residual=True,
     )  # fmt: skip
+
+    assert torch.equal(again, y)
 
     def expected(dtype):
         t = [v.to(dtype) for v in (grad, x, weight, bias)]
@@ -72,6 +74,19 @@ def test_norm(norm, length, device):
     ours = (y, dx, by_weight, by_bias, by_residual)
     for actual, eager, exact in zip(ours, expected(torch.float32), expected(torch.float64), strict=True):
         assert_by_rule(norm, actual, eager, exact)
+
+
+def test_a_residual_without_a_sum(length, device):
+    """As where a dropout's own row kernel has summed before: the total is the same."""
+    x, grad = (torch.randn(5, 100, device=device) for _ in range(2))
+    found = [
+        normalize_rows_backward(
+            as_rows(grad), as_rows(x), "layer", None, 1e-5,
+            residual=as_rows(x), total=torch.float32, sums=(None, None, wanted), of_residual=True,
+        )[0]
+        for wanted in (None, Sum(torch.float32))
+    ]  # fmt: skip
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])
