@@ -11,10 +11,10 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 namespace {
 
-// Hidden channels whose activations stay in the L1 and L2 caches. A segment, so that the output is summed in the same
+// Hidden channels whose activations stay in the L1 and L2 caches. Whole segments, so that the output is summed in the same
 // order whether its chunks come one by one or all at once.
 template <class WordT>
-constexpr int64_t kChunk = kAmx<WordT> ? 2048 : kSegment;
+constexpr int64_t kChunk = kAmx<WordT> ? 2048 : kLargeL2 ? 4 * kSegment : kSegment;
 // Panels whose hidden activations exist at a time in the backward pass: weights are read once for each of these groups.
 template <class WordT>
 constexpr int64_t kGroupPanels = kAmx<WordT> ? 16 : 8;

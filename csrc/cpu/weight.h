@@ -58,7 +58,7 @@ enum class Source { in_place, copied, packed };
 // weight is packed: its words stand a row of the weight apart, often all in one set of the cache.
 template <class W>
 MACARON_INLINE Source source_of(const Weight<W>& w, int64_t k, int64_t panels) {
-  constexpr int ways = 8;
+  constexpr int ways = kLargeL2 ? 12 : 8;  // of an L1 cache of 48 or 32 KiB
   if (w.col != 1 || k % kElements<Word<W>> != 0) return Source::packed;
   if (sizeof(W) != sizeof(Packed<W>)) return Source::copied;
   if (kAmx<Word<W>>) return Source::in_place;  // a copy gains less than it costs
