@@ -9,11 +9,14 @@ The gated ones multiply: swiglu is silu(gate) * up, geglu is gelu(gate) * up. A 
 
 Where the result is rounded to 16 bits Phi comes from Abramowitz and Stegun's formula 7.1.26 for erf, whose error of
 1.5e-7 is a thousandth of that rounding: a reciprocal, an exponential (which the derivative wants too) and seven
-multiplications, a third of the instructions of the library's erf. float32 takes the library's.
+multiplications, a third of the instructions of the library's erf. float32 takes the library's. Reciprocals there are
+the device's approximation.
 """
 
 import triton
 import triton.language as tl
+
+from .emulation import reciprocal
 
 __all__ = ["ACTIVATION_OF_GATE", "activate", "activate_backward"]
 
@@ -35,22 +38,36 @@ ERF_5 = tl.constexpr(1.061405429 / 2)
 
 
 @triton.jit
+def _inverse(x, dtype: tl.constexpr):
+    """``1 / x`` as exactly as ``dtype`` needs it."""
+    if dtype == tl.float32:
+        return 1.0 / x
+    else:
+        return reciprocal(x)
+
+
+@triton.jit
 def _normal(z, dtype: tl.constexpr):
     """``(Phi(z), e^(-z^2 / 2))``."""
     bell = tl.exp2(z * z * BELL_EXPONENT)
     if dtype == tl.float32:
         return 0.5 * (1.0 + tl.math.erf(z * SQRT_HALF)), bell
     else:
-        t = 1.0 / (1.0 + tl.abs(z) * ERF_SLOPE)
+        t = _inverse(1.0 + tl.abs(z) * ERF_SLOPE, dtype)
         tail = t * (ERF_1 + t * (ERF_2 + t * (ERF_3 + t * (ERF_4 + t * ERF_5)))) * bell  # 1 - Phi(|z|)
         return tl.where(z < 0.0, tail, 1.0 - tail), bell
 
 
 @triton.jit
-def _sigmoid(x):
+def _sigmoid(x, dtype: tl.constexpr):
+    return _inverse(1.0 + tl.exp(-x), dtype)
+
+
+@triton.jit
+def _sigmoid_and_slope(x, dtype: tl.constexpr):
     """``(sigmoid(x), its derivative)``; the derivative as a product, for 1 - sigmoid(x) loses its digits."""
     e = tl.exp(-tl.abs(x))
-    r = 1.0 / (1.0 + e)
+    r = _inverse(1.0 + e, dtype)
     return tl.where(x < 0.0, e * r, r), e * r * r
 
 
@@ -63,10 +80,10 @@ def activate(z, NAME: tl.constexpr, dtype: tl.constexpr):
         cdf, _ = _normal(z, dtype)
         return z * cdf
     elif NAME == "gelu_tanh":
-        return z * tl.sigmoid((z + z * z * z * TANH_CUBIC) * TANH_SCALE)
+        return z * _sigmoid((z + z * z * z * TANH_CUBIC) * TANH_SCALE, dtype)
     else:
         tl.static_assert(NAME == "silu", "unknown activation")
-        return z * tl.sigmoid(z)
+        return z * _sigmoid(z, dtype)
 
 
 @triton.jit
@@ -78,9 +95,9 @@ def activate_backward(z, NAME: tl.constexpr, dtype: tl.constexpr):
         cdf, bell = _normal(z, dtype)
         return z * cdf, cdf + z * bell * INV_SQRT_2PI
     elif NAME == "gelu_tanh":
-        s, slope = _sigmoid((z + z * z * z * TANH_CUBIC) * TANH_SCALE)
+        s, slope = _sigmoid_and_slope((z + z * z * z * TANH_CUBIC) * TANH_SCALE, dtype)
         return z * s, s + z * slope * (1.0 + z * z * TANH_CUBIC_SLOPE) * TANH_SCALE
     else:
         tl.static_assert(NAME == "silu", "unknown activation")
-        s, slope = _sigmoid(z)
+        s, slope = _sigmoid_and_slope(z, dtype)
         return z * s, s + z * slope

@@ -52,6 +52,7 @@ def _attend(
     v += tl.cast(begin, tl.int64) * D
     for start in tl.range(begin, end, BN, num_stages=1 if MASKED else None):
         ks = load_points(k, keys, tl.arange(0, BE), M - start, E, BE, MASKED)
+        vs = ks if SAME else load_points(v, keys, tl.arange(0, BD), M - start, D, BD, MASKED)
         s = dot(q, tl.trans(ks), tl.zeros((BM, BN), tl.float32), PRECISION)
         t = s * scale
         if MASKED:
@@ -64,7 +65,6 @@ def _attend(
             e = tl.where(seen, e, 0.0)
         again = tl.exp2(most - shift)
         total = total * again + tl.sum(e, 1)
-        vs = ks if SAME else load_points(v, keys, tl.arange(0, BD), M - start, D, BD, MASKED)
         u = dot(rounded(e, vs.dtype), vs, u * again[:, None], PRECISION)
         most = new
         k += BN * E
