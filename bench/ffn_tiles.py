@@ -2,7 +2,7 @@
 
     python -m macaron_ops.bench.ffn_tiles [FOLDER]       FOLDER/tiles.json, and a line for each on the terminal
 
-What it is for: the table `TILES` of macaron_ops/native/cuda/wide_ffn.py. Every tile's numbers are checked against those
+What it is for: `variant` of macaron_ops/native/cuda/wide_ffn.py. Every tile's numbers are checked against those
 of the first before they are timed. A ratio is the time of cuBLAS's bare product of the same operands over ours with its
 epilogue, round by round: at 1 the epilogue costs nothing. On a GPU a call is a CUDA graph's replay. Operands stay in
 the cache if they fit.
@@ -83,8 +83,8 @@ def run(folder: Path | None, device: torch.device, shapes=SHAPES) -> list[dict[s
     for rows, width, hidden in shapes:
         for activation in ACTIVATIONS:
             for name, call, bare in products(rows, width, hidden, activation, device):
-                columns = width if name == "residual" else hidden
-                chosen = "tile {}, turn {}".format(*wide_ffn.variant(name, rows, columns))
+                out, depth = (width, hidden) if name == "residual" else (hidden, width)
+                chosen = "tile {}, turn {}".format(*wide_ffn.variant(name, rows, out, depth, activation))
                 times = measured(name, call, bare, device)
                 shape = {"product": name, "activation": activation, "rows": rows, "width": width, "hidden": hidden}
                 found.append({**shape, "chosen": chosen, "times": times})

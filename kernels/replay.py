@@ -169,10 +169,18 @@ def _replay(
     plan: list[tuple[Callable, Callable, int | None, list[int]]] = []  # function, its arguments, its result, what ends
     last: dict[int, list[int]] = {}  # where the values are used last
 
+    waiting: dict[int, Callable] = {}  # buffers that nothing has used yet: memory is taken when something does
+
     def add(start: Callable, numbers: Sequence[int], result: int | None) -> None:
+        for number in dict.fromkeys(numbers):
+            if number in waiting:
+                add_buffer(number)
         done: list[int] = []
         plan.append((start, _picker(numbers), result, done))
         last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
+
+    def add_buffer(number: int) -> None:
+        add(waiting.pop(number), (), number)
 
     def new() -> int:
         """The number of a value that the plan alone knows."""
@@ -222,7 +230,9 @@ def _replay(
             start = functools.partial(_same, t)  # what is not kept for the backward pass
         else:
             start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
-        add(start, (), number)
+        waiting[number] = start
+    for number in [number for number in waiting if number in returned]:
+        add_buffer(number)
     for number, done in last.items():
         if number not in returned:
             done.append(number)

@@ -2,6 +2,8 @@
 and tile of its products, past the edges of tiles, with z kept or not. Without a GPU the
 products are plain sums with the same epilogues' code (csrc/cuda/host/products.cpp): all but CUTLASS is proved there."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -179,6 +181,6 @@ def test_the_table_of_tiles():
     """Every product has a tile for every shape, one that the library has; an H100 is filled where it can be."""
     for product in ("hidden", "residual", "backward"):
         for rows, columns in ((1, 264), (128, 128 * 132), (16384, 1024), (1 << 31, 8192)):
-            tile, swizzle = wide_ffn.variant(product, rows, columns)
-            assert tile in VARIANTS and swizzle >= 1
-    assert sorted(wide_ffn.TILES) == ["backward", "hidden", "residual"]
+            for depth, activation in itertools.product((264, 4096), wide_ffn.ACTIVATIONS):
+                tile, swizzle = wide_ffn.variant(product, rows, columns, depth, activation)
+                assert tile in VARIANTS and swizzle >= 1

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import narrow_ffn, wide_ffn
-from .library import untimed as slower
-from .library import why_not_on
+from .library import untimed, why_not_on
 
 __all__ = ["Saved", "backward", "detail", "forward", "saved_shapes", "slower", "why_not"]
 
@@ -47,6 +46,11 @@ def why_not(request) -> str | None:
     if o.dropout or o.activation_dropout:
         return "its ffn_step has no dropout"
     return why_not_on(x.device) or _kernels(x).why_not(request)
+
+
+def slower(request) -> str | None:
+    """Why the next backend is taken where none was asked for."""
+    return wide_ffn.slower(request) if _kernels(request.x) is wide_ffn else untimed(request)
 
 
 def detail(request) -> str:

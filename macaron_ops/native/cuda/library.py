@@ -15,6 +15,7 @@ import torch
 from macaron_ops import native
 
 __all__ = [
+    "TRITON",
     "archs",
     "on_host",
     "path",
@@ -139,10 +140,10 @@ def runs_on(capability: tuple[int, int], archs: tuple[str, ...]) -> bool:
 
 def untimed(request) -> str | None:
     """Why the next backend is taken where none was asked for: until a GPU has said which is faster, Triton's."""
-    return "not yet timed beside Triton's" if _TRITON else None
+    return "not yet timed beside Triton's" if TRITON else None
 
 
-_TRITON = importlib.util.find_spec("triton") is not None
+TRITON = importlib.util.find_spec("triton") is not None
 
 
 def why_not_dtype(dtype: torch.dtype) -> str | None:

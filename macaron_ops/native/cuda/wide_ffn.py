@@ -13,11 +13,11 @@ n is computed again in the backward pass, z only with ``save="lean"``.
 import torch
 from torch import Tensor
 
-from .library import why_not_wgmma
+from .library import TRITON, why_not_wgmma
 from .norm_rows import norm_rows, norm_rows_backward
 from .rows import why_not_width
 
-__all__ = ["backward", "detail", "forward", "variant", "why_not"]
+__all__ = ["backward", "detail", "forward", "slower", "variant", "why_not"]
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")  # the order of csrc/cuda/operators.h
 _ops = torch.ops.macaron_ops_cuda
@@ -33,25 +33,33 @@ def why_not(request) -> str | None:
     return None if request.options.norm is None else why_not_width(x.shape[-1], x.dtype)
 
 
+def slower(request) -> str | None:
+    """Forward alone is up to 1.03 times as fast as Triton's with relu, a training step is not."""
+    return "on an H200 a training step takes 1.08 times that of Triton's" if TRITON else None
+
+
 def detail(request) -> str:
     return "products by CUTLASS with their epilogues"
 
 
-# For each product: of so many tiles of 128 x 128 at most, which of the tiles of csrc/cuda/sm90/product.h, and how many
-# of them neighbours take in turn. Reckoned, not timed (docs/cuda_kernels.md): `python -m macaron_ops.bench.ffn_tiles`
-# times all. 132 is what an H100 works on at a time: of fewer tiles, halves keep more of it busy.
-_FEW, _ANY = 132, 1 << 62
-TILES = {
-    "hidden": ((_FEW, 3, 1), (_ANY, 0, 8)),
-    "residual": ((_FEW, 3, 1), (_ANY, 0, 8)),
-    "backward": ((_FEW, 3, 1), (_ANY, 0, 8)),
-}
+# Which of the tiles of csrc/cuda/sm90/product.h, and how many of them neighbours take in turn, by the medians of an H200
+# over tokens, D and F from 512 to 16384, 512 to 1024, and 1024 to 4096 (`python -m macaron_ops.bench.ffn_tiles`).
+_FEW = 132  # of fewer tiles of 128 x 128, halves keep more of an H100's processors busy
+_DEEP = 1024  # terms from which on the products of a tile hide an epilogue of few instructions
+LARGE, WIDE, HALF = (0, 1), (2, 4), (3, 4)
 
 
-def variant(product: str, rows: int, columns: int) -> tuple[int, int]:
-    """The tile that a product's out (rows, columns) is made of, and how many neighbours take in turn."""
-    tiles = -(-rows // 128) * -(-columns // 128)
-    return next((tile, swizzle) for most, tile, swizzle in TILES[product] if tiles <= most)
+def variant(product: str, rows: int, columns: int, depth: int, activation: str = "relu") -> tuple[int, int]:
+    """The tile that a product's out (rows, columns), sums of ``depth`` terms, is made of, and how many neighbours take
+    in turn."""
+    if -(-rows // 128) * -(-columns // 128) <= _FEW:
+        return 3, 1
+    hides = depth >= _DEEP or activation == "relu"
+    if product == "hidden":
+        return LARGE if hides else WIDE
+    if product == "backward":
+        return LARGE if depth >= _DEEP and activation == "relu" else HALF
+    return LARGE
 
 
 def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Tensor]:
@@ -59,7 +67,9 @@ def forward(x: Tensor, tensors, options, save: str) -> tuple[Tensor, Tensor]:
     t, o, keep = tensors, options, save == "fast"
     flat = x.reshape(-1, x.shape[-1])
     h, z = _hidden(_normalized(flat, t, o), t, o, keep and not _reads_h(o))
-    y = _ops.ffn_residual(h, t.w_out, t.b_out, flat, o.residual_scale, o.step, *variant("residual", *flat.shape))
+    y = _ops.ffn_residual(
+        h, t.w_out, t.b_out, flat, o.residual_scale, o.step, *variant("residual", *flat.shape, h.shape[1])
+    )
     kept = (h if _reads_h(o) else z).view(*x.shape[:-1], h.shape[1]) if keep else x.new_empty(0)
     return y.view(x.shape), kept
 
@@ -83,7 +93,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, hidden: 
     if need_dn or need.w_in or need.b_in or (need.w_out and h is None):
         dz, again, sums = _ops.ffn_hidden_backward(
             dy, t.w_out, z, ACTIVATIONS.index(o.activation), o.step, need.w_out and h is None, need.b_in,
-            *variant("backward", len(flat), length),
+            *variant("backward", len(flat), length, width, o.activation),
         )  # fmt: skip
         h = again if h is None else h
         grads["b_in"] = sums[:, :length].sum(0) if need.b_in else None
@@ -118,7 +128,7 @@ def _normalized(flat: Tensor, tensors, options) -> Tensor:
 def _hidden(n: Tensor, tensors, options, keep: bool) -> tuple[Tensor, Tensor]:
     """h (M, F), and z if it is to be kept."""
     t = tensors
-    chosen = variant("hidden", len(n), t.w_in.shape[0])
+    chosen = variant("hidden", len(n), *t.w_in.shape, options.activation)
     return _ops.ffn_hidden(n, t.w_in, t.b_in, ACTIVATIONS.index(options.activation), keep, *chosen)
 
 
