@@ -278,11 +278,23 @@ def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Lau
         with multiplying(dtype) as torch_dtype:
             x = torch.empty((points, width), dtype=torch_dtype, device="meta")
             tensors = SphereTensors(None, None, None, None, None)
-            options = SphereOptions(0.3, 4.0, "softmax", "tangent", wanted.every, 1e-12)
-            with recording(architecture, PROCESSORS[architecture]) as found:
-                _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
-                sphere_attend_step.backward(x, (True, *(False,) * 5), x, tensors, saved, options)
-            yield from [(launch, dtype) for launch in found]
+            yield from [(launch, dtype) for launch in _launches_of_sphere(x, tensors, wanted.every, architecture)]
+    if architecture != "sm90" or wanted.shapes or wanted.dtypes:
+        return
+    for width, keys in ((12, 64), (32, 64), (64, 32)):  # values of another width than keys
+        x, key, value = (torch.empty((48, w), dtype=torch.bfloat16, device="meta") for w in (width, keys, width))
+        tensors = SphereTensors(key, key, value, None, None)
+        for causal in (False, True):
+            yield from [(launch, "bfloat16") for launch in _launches_of_sphere(x, tensors, causal, architecture)]
+
+
+def _launches_of_sphere(x, tensors, causal: bool, architecture: str) -> list[Launch]:
+    options = SphereOptions(0.3, 4.0, "softmax", "tangent", causal, 1e-12)
+    needs = (True, *(t is not None for t in tensors))
+    with recording(architecture, PROCESSORS[architecture]) as found:
+        _, saved = sphere_attend_step.forward(x, tensors, options, "fast")
+        sphere_attend_step.backward(x, needs, x, tensors, saved, options)
+    return found
 
 
 OPERATORS: dict[str, Callable[[str, Wanted], Iterator[tuple[Launch, str]]]] = {

@@ -25,7 +25,7 @@ _INSPECT_EXAMPLES = """examples:
 A shape is tokens,D,F. The columns: registers and bytes of stack of a thread (stack means spilled registers), shared
 memory of a block, instructions of the matrix units (wgmma: Hopper's and Blackwell's; mma: the older ones and AMD's),
 bulk copies by TMA, and all instructions of the machine code. A kernel breaks a rule if it needs more shared memory than
-a block can have, spills (five kernels may, up to 24 bytes), or multiplies 16-bit matrices without
+a block can have, spills (seven kernels may, up to 24 bytes), or multiplies 16-bit matrices without
 matrix instructions; on Hopper also if it uses the older matrix instructions, or moves long rows by fewer than 16 bytes
 a thread.
 

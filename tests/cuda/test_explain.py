@@ -1,5 +1,5 @@
 """Claim: ``explain`` says which backend each operator of the CUDA library would take on a GPU, and why: what the GPU is
-capable of, what the kernels take, and what was not yet timed. For GPUs that are not here, by shapes alone."""
+capable of, what the kernels take, and what was timed. For GPUs that are not here, by shapes alone."""
 
 import types
 
@@ -18,6 +18,7 @@ pytestmark = [
 KIB = 1 << 10
 SHARED = {(7, 5): 64 * KIB, (8, 0): 163 * KIB, (8, 6): 99 * KIB, (8, 9): 99 * KIB, (9, 0): 227 * KIB}
 UNTIMED = "not yet timed beside Triton's"
+SLOWER = "on an H200 a training step takes 1.08 times that of Triton's"
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def ffn(width, hidden):
         ((8, 6), ffn(128, 512), BF16, "triton", True, f"{UNTIMED}; one kernel a pass"),
         ((8, 6), ffn(256, 512), BF16, "triton", False, "it needs 128 KiB of shared memory a block, there are 99"),
         ((9, 0), ffn(64, 512), F32, "triton", False, "its ffn_step runs bfloat16 and float16, not x in torch.float32"),
-        ((9, 0), ffn(1024, 4096), BF16, "triton", True, f"{UNTIMED}; products by CUTLASS with their epilogues"),
+        ((9, 0), ffn(1024, 4096), BF16, "triton", True, f"{SLOWER}; products by CUTLASS with their epilogues"),
         ((8, 0), ffn(1024, 4096), BF16, "triton", False, "they are for compute capability 9.0, not 8.0"),
         ((10, 0), ffn(1024, 4096), BF16, "triton", False, "they are for compute capability 9.0, not 10.0"),
         ((7, 5), sphere(3), F32, "triton", False, "a GPU has compute capability 7.5, it was built for 80, 90a"),

@@ -1,12 +1,13 @@
 """Claim: what the substeps of a layer hand to each other (``kernels/border.py``) changes no result beyond rounding,
-none at all in the interpreter where the arithmetic is the same; it saves the launches that it should, and is left out where it does not
-fit."""
+none at all in the interpreter where the arithmetic is the same; it saves the launches that it should, and is left out
+where it does not fit."""
 
 import contextlib
 import os
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 import macaron_ops
@@ -133,9 +134,8 @@ def test_rule(scheme, width, dtype, options, device):
 @pytest.mark.parametrize(("scheme", "width", "mixed"), [("AB", 40, False), ("BB", 40, True), ("BB", 300, False)])
 def test_the_same_bits_without_borders(scheme, width, mixed, dropout, save, device):
     """In float32, and where autocast narrows the operands: what is rounded is rounded in the same places. The norm in a
-    product's epilogue adds in another order, which is why these layers have none. A GPU's compiler makes one instruction
-    of a product and a sum where it sees fit, in kernels that write more not always of the same: bits of the last place
-    may differ there."""
+    product's epilogue adds in another order, which is why these layers have none. A GPU's compiler joins a product and
+    a sum where it sees fit, and in a kernel that writes more perhaps others: the last bits may differ there."""
     layer = Layer(scheme, width, FLOAT32, device, dropout=dropout)
     with macaron_ops.use_backend("triton"), autocast(device, mixed):
         if width == 40:
@@ -204,7 +204,7 @@ def test_compiles_without_a_graph_break(device):
 
 
 def test_one_graph_for_all_lengths(device):
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     torch.compiler.reset()
     layer = Layer("AA", 24, device=device)
     steps = [substep(f, *args, **kwargs) for f, args, kwargs in layer.substeps]

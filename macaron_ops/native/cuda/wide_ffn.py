@@ -42,8 +42,8 @@ def detail(request) -> str:
     return "products by CUTLASS with their epilogues"
 
 
-# Which of the tiles of csrc/cuda/sm90/product.h, and how many of them neighbours take in turn, by the medians of an H200
-# over tokens, D and F from 512 to 16384, 512 to 1024, and 1024 to 4096 (`python -m macaron_ops.bench.ffn_tiles`).
+# Which of the tiles of csrc/cuda/sm90/product.h, and how many of them neighbours take in turn: an H200's medians over
+# 512 and 16384 tokens, D from 512 to 1024 and F from 1024 to 4096 (`python -m macaron_ops.bench.ffn_tiles`).
 _FEW = 132  # of fewer tiles of 128 x 128, halves keep more of an H100's processors busy
 _DEEP = 1024  # terms from which on the products of a tile hide an epilogue of few instructions
 LARGE, WIDE, HALF = (0, 1), (2, 4), (3, 4)
