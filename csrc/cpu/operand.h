@@ -14,7 +14,8 @@ constexpr int64_t kChain = kSegment;
 #else
 constexpr int64_t kChain = 8;  // of a segment, where products are rounded before they are added
 #endif
-static_assert(kSegment % kChain == 0);
+constexpr int64_t kShortChain = kChain < 30 ? kChain : 30;  // where there are tokens for one vector
+static_assert(kSegment % kChain == 0 && kSegment % kShortChain == 0);
 #if defined(__AVX512F__)
 constexpr int kVectorRows = 12;  // 12 x 2 accumulators of 32 registers
 constexpr int kVecs = 2;         // vectors of a tile

@@ -74,11 +74,12 @@ MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>
 }
 
 // At most kVectorRows rows and kPanel lanes, of which the first `lanes` (rounded up to vectors) are computed. Long sums
-// are added up in segments: their rounding errors grow with the length of a segment, not with that of the sum.
+// are added up in segments: their rounding errors grow with the length of a segment, not with that of the sum. Those of
+// few tokens are short: libraries sum such products along the vectors, in many chains, and are as exact as that.
 template <class WordT>
 static void vector_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
                       int64_t lanes, float* c, int64_t ldc, bool accumulate) {
-  constexpr int64_t words = kChain / kElements<WordT>;
+  const int64_t words = (lanes <= kLanes ? kShortChain : kChain) / kElements<WordT>;
   const int64_t runs = a.words > words ? 1 : kTokenSegment / kPanel * (kElements<WordT> > 1 ? 2 : 1);
   Left<typename Arithmetic<WordT>::Element> part = a;
   for (int64_t run = 0; run < a.runs; run += runs)

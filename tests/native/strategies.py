@@ -198,8 +198,9 @@ def sphere_calls(draw):
     batch_shape, rows, width = draw(batches), draw(counts), draw(sizes)
     direction = draw(directions)
     # "difference" divides the rounding errors of u by |u|, and in a plane P(|u| < r) is of order r^2 (see
-    # _sum_is_there). No mean of a cap is short, whatever its weights: all are positive, softmax or not.
-    kind = "cap" if direction == "difference" and width == 2 else "unit"
+    # _sum_is_there); on a line two values often cancel. No mean of a cap is short, whatever its weights: all are
+    # positive, softmax or not.
+    kind = "cap" if direction == "difference" and width <= 2 else "unit"
     tensors = {"x": draw(_drawn(*batch_shape, rows, width, kind=kind, role="x"))}
     channels, keys = width, rows
     if draw(st.booleans()):
