@@ -97,11 +97,15 @@ struct Small {
         Vec block_total = {};
         Channels block_u = zeros();
         runs(visible, begin, end, [&](int64_t from, int64_t to, auto masked) {
-          for (int64_t j = from; j < to; ++j) {
-            const Vec e = weight<bounded, masked.value>(dot(q, p.key.row(j)), p.scale, shift, p.fraction,
-                                                        queries_seeing(query, j));
-            block_total += e;
-            add(block_u, e, p.value.row(j));
+          for (int64_t j = from; j < to;) {
+            Vec few = {};
+            for (const int64_t last = smaller(to, j + kFew); j < last; ++j) {
+              const Vec e = weight<bounded, masked.value>(dot(q, p.key.row(j)), p.scale, shift, p.fraction,
+                                                          queries_seeing(query, j));
+              few += e;
+              add(block_u, e, p.value.row(j));
+            }
+            block_total += few;
           }
         });
         total += block_total;

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -22,6 +23,10 @@ dtypes = st.sampled_from(list(DTYPES))
 rates = st.sampled_from([0.0, 0.0, 0.3, 0.9])
 seeds = st.sampled_from([0, 11, -1, 2**63 - 1])
 numbers = st.sampled_from([1.0, 0.5, -1.5, 0.0])
+
+# A gradient of one token is a product of many of a call's numbers. Of normal ones the largest of 192 such products is
+# often many times the next, and the largest error, however many draws there are, that of one number.
+_call = partial(Call, tails=False)
 
 
 @st.composite
@@ -104,7 +109,7 @@ def ffn_calls(draw):
     options |= _dropouts(draw, "dropout", "activation_dropout")
     _sum_is_there(options, width)
     save, grad = draw(st.sampled_from(["fast", "lean"])), draw(layouts)
-    return Call("ffn_step", tensors, options, draw(dtypes), save, grad)
+    return _call("ffn_step", tensors, options, draw(dtypes), save, grad)
 
 
 @st.composite
@@ -164,7 +169,7 @@ def attend_calls(draw):
     options |= _dropouts(draw, "dropout", "attention_dropout")
     _sum_is_there(options, width)
     save, grad = draw(st.sampled_from(["fast", "lean"])), draw(layouts)
-    return Call("attend_step", tensors, options, draw(dtypes), save, grad)
+    return _call("attend_step", tensors, options, draw(dtypes), save, grad)
 
 
 # Nothing of the steps on the sphere is a product's operand, so that autocast changes nothing.
@@ -190,7 +195,7 @@ def normalize_calls(draw):
     }
     step, number = _number_or(draw, "step", width)
     options = {"direction": draw(directions), **number}
-    return Call("normalize_step", tensors | step, options, draw(_sphere_dtypes), grad=draw(layouts))
+    return _call("normalize_step", tensors | step, options, draw(_sphere_dtypes), grad=draw(layouts))
 
 
 @st.composite
@@ -228,4 +233,4 @@ def sphere_calls(draw):
         **step_number,
         **beta_number,
     }
-    return Call("sphere_attend_step", tensors | step | beta, options, draw(_sphere_dtypes), grad=draw(layouts))
+    return _call("sphere_attend_step", tensors | step | beta, options, draw(_sphere_dtypes), grad=draw(layouts))
