@@ -233,4 +233,8 @@ def sphere_calls(draw):
         **step_number,
         **beta_number,
     }
+    if direction == "difference" and abs(options.get("beta", 1.0)) > 1.0:
+        # A few keys make u, and the errors of their scores, times beta and over |u|^2, its gradients: the largest error
+        # is that of the one u, of all draws, whose values cancel most. Means of a cap are all about as long.
+        tensors |= {name: replace(t, kind="cap") for name, t in tensors.items() if name in ("x", "value")}
     return _call("sphere_attend_step", tensors | step | beta, options, draw(_sphere_dtypes), grad=draw(layouts))
