@@ -233,7 +233,12 @@ def sphere_calls(draw):
         **step_number,
         **beta_number,
     }
-    if direction == "difference" and abs(options.get("beta", 1.0)) > 1.0:
+    steep = abs(options.get("beta", 1.0)) > 1.0
+    if steep and options["weighting"] == "unnormalized":
+        # Beside weights of e^beta x is nothing: S(x + step v) divides the errors of u by what is left of it in the
+        # tangent space, of width - 1 dimensions (see _sum_is_there).
+        assume(width > 4)
+    if steep and direction == "difference":
         # A few keys make u, and the errors of their scores, times beta and over |u|^2, its gradients: the largest error
         # is that of the one u, of all draws, whose values cancel most. Means of a cap are all about as long.
         tensors |= {name: replace(t, kind="cap") for name, t in tensors.items() if name in ("x", "value")}
