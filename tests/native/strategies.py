@@ -218,14 +218,16 @@ def sphere_calls(draw):
         tensors["value"] = draw(_drawn(*batch_shape, keys, width, kind=kind, role="x"))
     assume(math.prod(batch_shape) * rows * keys * max(width, channels) <= MOST_WORK)
     step, step_number = _number_or(draw, "step", width)
-    one = rows == 1 or (not batch_shape and tensors["x"].layout == "expanded")
-    if one and "value" not in tensors and "step" in step and step["step"].shape == ():
-        # All particles are one, so that u is x times a number: S(x + step v) does not depend on step, whose gradient
-        # is rounding alone (none at all in bfloat16, where S(x) - x is 0 for most x).
-        step = {"step": replace(step["step"], trained=False)}
     beta, beta_number = _number_or(draw, "beta", None)
     if beta_number and draw(st.booleans()):
         beta_number = {"beta": draw(st.sampled_from([4.0, 12.0, 30.0, 60.0, -20.0]))}
+    steep = abs(beta_number.get("beta", 1.0)) > 1.0
+    one = rows == 1 or (not batch_shape and tensors["x"].layout == "expanded")
+    alone = steep and "query" not in tensors and "key" not in tensors
+    if (one or alone) and "value" not in tensors and "step" in step and step["step"].shape == ():
+        # All particles are one, or each attends to itself, so that u is x times a number: S(x + step v) does not depend
+        # on step, whose gradient is rounding alone (none at all in bfloat16, where S(x) - x is 0 for most x).
+        step = {"step": replace(step["step"], trained=False)}
     options = {
         "weighting": draw(st.sampled_from(["softmax", "unnormalized"])),
         "direction": direction,
@@ -233,7 +235,6 @@ def sphere_calls(draw):
         **step_number,
         **beta_number,
     }
-    steep = abs(options.get("beta", 1.0)) > 1.0
     if steep and options["weighting"] == "unnormalized":
         # Beside weights of e^beta x is nothing: S(x + step v) divides the errors of u by what is left of it in the
         # tangent space, of width - 1 dimensions (see _sum_is_there).
