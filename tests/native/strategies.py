@@ -224,9 +224,9 @@ def sphere_calls(draw):
     steep = abs(beta_number.get("beta", 1.0)) > 1.0
     one = rows == 1 or (not batch_shape and tensors["x"].layout == "expanded")
     alone = steep and "query" not in tensors and "key" not in tensors
-    if (one or alone) and "value" not in tensors and "step" in step and step["step"].shape == ():
-        # All particles are one, or each attends to itself, so that u is x times a number: S(x + step v) does not depend
-        # on step, whose gradient is rounding alone (none at all in bfloat16, where S(x) - x is 0 for most x).
+    if (one or alone) and "value" not in tensors and "step" in step:
+        # All particles are one, or each attends to itself, so that u is x times a number, and v is 0 but for rounding,
+        # as is the gradient of step (none at all in bfloat16, where S(x) - x is 0 for most x).
         step = {"step": replace(step["step"], trained=False)}
     options = {
         "weighting": draw(st.sampled_from(["softmax", "unnormalized"])),
