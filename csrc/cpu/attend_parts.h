@@ -13,6 +13,11 @@ constexpr Norm kNoNorm{NormKind::none, 0.f, nullptr, nullptr};
 constexpr int64_t kUnitTokens = 128;     // with which a last panel that is not full costs little
 constexpr int64_t kSharedTokens = 1024;  // that threads work on together: their heads stay in the last cache
 
+// Some sequences of a call.
+struct Sequences {
+  int64_t first, count;
+};
+
 // What is the same for all sequences of a call.
 template <class X, class W>
 struct AttendCall {
@@ -38,6 +43,11 @@ struct AttendCall {
 
   int64_t channels() const { return a.heads * a.head_dim; }
   int64_t kv_channels() const { return a.kv_heads * a.head_dim; }
+  // The tokens of x, or of the context.
+  Tokens tokens(const Sequences& s, bool of_context) const {
+    const int64_t each = of_context ? a.keys : a.tokens;
+    return {s.count * each, chain_for(a.batch * each)};
+  }
   Norm norm_before() const { return a.residual.pre ? a.norm : kNoNorm; }
   // Sequences whose tokens, and those of their contexts, fill whole panels, or nearly: a power of two.
   int64_t unit() const {
@@ -46,11 +56,6 @@ struct AttendCall {
       n *= 2;
     return n;
   }
-};
-
-// Some sequences of a call.
-struct Sequences {
-  int64_t first, count;
 };
 
 // Where their first token stands in panels of all sequences.
@@ -109,10 +114,9 @@ struct ProjectedHeads {
 
 // Projections of N(x), or of the context, to heads. Columns of it, too, where these are not null.
 template <class W, class T>
-static void project_rows(const Host& host, const T* x, int64_t rows, int64_t width, const Norm& norm,
+static void project_rows(const Host& host, const T* x, const Tokens& all, int64_t width, const Norm& norm,
                          const ToHeads<W>* parts, int num_parts, Word<W>* columns) {
-  if (rows == 0) return;
-  const Tokens all{rows};
+  if (all.rows == 0) return;
   const int64_t size = words_of<Word<W>>(width) * kPanel;
   const Buffer<Word<W>> words(host, num_parts == 0 ? 0 : all.panels() * size);
   parallel(host, all.panels(), [&](int64_t begin, int64_t end) {
@@ -141,10 +145,10 @@ static void project_sequences(const Host& host, const AttendCall<X, W>& call, co
   }
   const bool self = a.context == nullptr;
   if (to != nullptr || columns.x != nullptr)
-    project_rows(host, a.x + s.first * a.tokens * a.width, s.count * a.tokens, a.width, call.norm_before(), parts,
+    project_rows(host, a.x + s.first * a.tokens * a.width, call.tokens(s, false), a.width, call.norm_before(), parts,
                  to == nullptr ? 0 : self ? 3 : 1, columns.x);
   if (!self && (to != nullptr || columns.context != nullptr))
-    project_rows(host, a.context + s.first * a.keys * a.source_width, s.count * a.keys, a.source_width, kNoNorm,
+    project_rows(host, a.context + s.first * a.keys * a.source_width, call.tokens(s, true), a.source_width, kNoNorm,
                  parts + 1, to == nullptr ? 0 : 2, columns.context);
 }
 
@@ -153,7 +157,7 @@ template <class X, class W>
 static void finish(const Host& host, const AttendCall<X, W>& call, const Sequences& s, const Word<W>* attended, X* y,
                    X* total) {
   const AttendStep<X, W>& a = call.a;
-  const Tokens all{s.count * a.tokens};
+  const Tokens all = call.tokens(s, false);
   const int64_t first_row = s.first * a.tokens, channels = call.channels();
   const Buffer<float> u(host, all.panels() * a.width * kPanel);
   product<W>(host, all, {a.w_out, channels, 1}, a.width, channels, attended, words_of<Word<W>>(channels) * kPanel, u, false);

@@ -83,8 +83,7 @@ struct Group {
         attended(host, needs_attended(count) ? tokens(false).panels() * call.channels() * kPanel : 0),
         partial(host, tokens(false).panels() * 3 * call.a.width) {}
 
-  // The tokens of x, or of the context.
-  Tokens tokens(bool of_context) const { return {sequences.count * (of_context ? call.a.keys : call.a.tokens)}; }
+  Tokens tokens(bool of_context) const { return call.tokens(sequences, of_context); }
   Tokens tokens_of_part(int i) const { return tokens(parts.part[i].of_context); }
   RowSums sums(int64_t p) const {
     float* at = partial + p * 3 * call.a.width;
@@ -151,7 +150,7 @@ void residual_of(const Host& host, const Group<X, W>& group, const Packed<W>* at
   const AttendStep<X, W>& a = call.a;
   const int64_t rows = s.count * a.tokens, first_row = s.first * a.tokens, panels = ceil_div(rows, kPanel);
   const int64_t size = words_of<Word<W>>(a.width) * kPanel;
-  const Tokens tokens{rows};
+  const Tokens tokens = group.tokens(false);
   const bool lacks_total = !a.residual.pre && a.saved_total == nullptr;
   const Buffer<X> own_total(host, lacks_total ? rows * a.width : 0);
   const X* total = a.saved_total == nullptr ? nullptr : a.saved_total + first_row * a.width;

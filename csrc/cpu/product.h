@@ -77,8 +77,8 @@ MACARON_INLINE void tile_of(int64_t count, const Left<typename Arithmetic<WordT>
 // are added up in segments: their rounding errors grow with the length of a segment, not with that of the sum.
 template <class WordT>
 static void vector_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
-                      int64_t lanes, float* c, int64_t ldc, bool accumulate) {
-  constexpr int64_t words = kChain / kElements<WordT>;
+                      int64_t lanes, float* c, int64_t ldc, bool accumulate, int64_t chain = kChain) {
+  const int64_t words = chain / kElements<WordT>;
   const int64_t runs = a.words > words ? 1 : kTokenSegment / kPanel * (kElements<WordT> > 1 ? 2 : 1);
   Left<typename Arithmetic<WordT>::Element> part = a;
   for (int64_t run = 0; run < a.runs; run += runs)
@@ -99,12 +99,12 @@ static void vector_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Ele
 // the caller holds a TileRegisters<WordT>.
 template <class WordT>
 static void tile_rows(int64_t rows, const Left<typename Arithmetic<WordT>::Element>& a, const WordT* b, int64_t ldb,
-                      int64_t lanes, float* c, int64_t ldc, bool accumulate) {
+                      int64_t lanes, float* c, int64_t ldc, bool accumulate, int64_t chain = kChain) {
   if constexpr (kAmx<WordT>)
     if (a.step == kElements<WordT>) return amx_rows(rows, a, b, ldb, lanes, c, ldc, accumulate);
   for (int64_t i = 0; i < rows; i += kVectorRows)
     vector_rows(smaller<int64_t>(kVectorRows, rows - i), i == 0 ? a : a.rows_from(i), b, ldb, lanes, c + i * ldc, ldc,
-                accumulate);
+                accumulate, chain);
 }
 
 }  // namespace macaron_ops::MACARON_OPS_ISA

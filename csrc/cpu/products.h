@@ -7,9 +7,10 @@
 
 namespace macaron_ops::MACARON_OPS_ISA {
 
-// Tokens 0 ... rows in panels.
+// Tokens 0 ... rows in panels, some of a call's.
 struct Tokens {
   int64_t rows;
+  int64_t chain;  // of products with them: chain_for(all of the call's)
 
   int64_t panels() const { return ceil_div(rows, kPanel); }
   int64_t count(int64_t p) const { return tokens_of(p, rows); }
@@ -23,7 +24,7 @@ static void product(const Host& host, const Tokens& tokens, const Weight<W>& w, 
   each_tile(host, weights, rows, 0, k, columns_of(w, k), tokens.panels(),
             [&](int64_t row, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
               tile_rows(count, left[0], b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, tokens.count(p),
-                        sums + (p * rows + row) * kPanel, kPanel, accumulate || c > 0);
+                        sums + (p * rows + row) * kPanel, kPanel, accumulate || c > 0, tokens.chain);
             });
 }
 
@@ -53,7 +54,7 @@ static void project(const Host& host, const Tokens& tokens, const ToHeads<W>* pa
     each_tile(host, weights, rows, 0, k, k, panels, [&](int64_t row, int64_t count, const Left<Packed<W>>* left, int64_t p,
                                                         int64_t) {
       alignas(64) float tile[kRows<Word<W>> * kPanel + kLanes];
-      tile_rows(count, left[0], b + p * stride, kPanel, tokens.count(p), tile, kPanel, false);
+      tile_rows(count, left[0], b + p * stride, kPanel, tokens.count(p), tile, kPanel, false, tokens.chain);
       int64_t begin = 0;  // the first row of a part
       for (int i = first; i < last; begin += parts[i].rows, ++i) {
         const int64_t from = larger(row, begin), to = smaller(row + count, begin + parts[i].rows);

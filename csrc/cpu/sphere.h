@@ -83,6 +83,10 @@ struct Loops {
   Along along;
 };
 
+// Weights that are added one after the other in Z_i, which is a sum of such sums. Equal keys have equal weights, and
+// roundings of a chain of equal terms go one way; a softmax that takes the largest score off adds ones, and rounds nothing.
+constexpr int64_t kFew = 8;
+
 // Which others the lanes of a vector or panel see.
 struct Visible {
   int64_t begin, end;          // those that any lane sees, or has to read

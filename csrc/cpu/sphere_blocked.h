@@ -114,18 +114,19 @@ struct BlockedLoops {
           }
           store(sums.shift + lane, shift = most);
         }
-        Vec total = {};
+        Vec total = {}, few = {};
         by_words(end - begin, [&](int64_t j, int there) {
           Vec e[kStep] = {};
 #pragma GCC unroll 2
           for (int s = 0; s < there; ++s) {
             e[s] = weight<bounded, masked.value>(load(scores + (j + s) * kPanel + lane), p.scale, shift, p.fraction,
                                                  queries_seeing(query, begin + j + s));
-            total += e[s];
+            few += e[s];
           }
           store_word(scores + lane, j / kStep, e);
+          if ((j + kStep) % kFew == 0) total += few, few = Vec{};
         });
-        add_lanes(total, sums.total + lane);
+        add_lanes(total + few, sums.total + lane);
       }
       add(p.value, begin, end, scores, own.count, sums.first);
     });

@@ -97,12 +97,20 @@ struct Small {
         Vec block_total = {};
         Channels block_u = zeros();
         runs(visible, begin, end, [&](int64_t from, int64_t to, auto masked) {
-          for (int64_t j = from; j < to; ++j) {
+          const auto other = [&](int64_t j, Vec& sum) {
             const Vec e = weight<bounded, masked.value>(dot(q, p.key.row(j)), p.scale, shift, p.fraction,
                                                         queries_seeing(query, j));
-            block_total += e;
+            sum += e;
             add(block_u, e, p.value.row(j));
+          };
+          int64_t j = from;
+          for (; j + kFew <= to; j += kFew) {
+            Vec few = {};
+#pragma GCC unroll 8
+            for (int64_t i = 0; i < kFew; ++i) other(j + i, few);
+            block_total += few;
           }
+          for (; j < to; ++j) other(j, block_total);
         });
         total += block_total;
         add(u, block_u);

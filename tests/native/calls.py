@@ -67,6 +67,7 @@ class Call(_Short):
     dtypes: str = "float32"
     save: str = "fast"
     grad: str = "contiguous"  # the layout of the incoming gradient
+    tails: bool = True  # normal numbers; else uniform ones of the same variance
 
 
 # -- tensors ---------------------------------------------------------------------------------------------------------
@@ -80,7 +81,10 @@ def values(call: Call, seed: int) -> dict[str, Tensor]:
     for name, t in drawn.items():
         # A stream for each name: leaving out one tensor leaves the others as they are.
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + 1_000_003 * seed)
-        v = torch.randn(t.shape, dtype=torch.float64, generator=generator)
+        if call.tails or t.kind in ("unit", "cap"):
+            v = torch.randn(t.shape, dtype=torch.float64, generator=generator)
+        else:
+            v = (2 * torch.rand(t.shape, dtype=torch.float64, generator=generator) - 1) * 3**0.5
         hidden = torch.rand(t.shape, generator=generator) < 0.3
         if t.kind == "fan":
             v = v / max(t.shape[-1], 1) ** 0.5

@@ -86,6 +86,19 @@ def test_as_many_keys_as_you_like(tokens, keys, dtype):
     assert_same(*call_of(tokens, keys=keys, dtype=dtype))
 
 
+@pytest.mark.parametrize("save", ["fast", "lean"])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 1), (1, 17), (12, 33)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_key_has_all_of_the_weight(batch, tokens, save, dtype):
+    """No score moves a softmax of one: the backward pass finds the forward pass's bits, and gradients of exactly 0.
+
+    Queries are lanes in one pass and rows in the other, and panels of tokens begin elsewhere."""
+    args, kwargs = call_of(tokens, batch=batch, d=40, heads=2, head_dim=33, keys=1, dtype=dtype, save=save)
+    q, k, _ = args[1]
+    gradients = dict(zip(map(id, leaves_of(args, kwargs)), run("native", args, kwargs)[1:], strict=True))
+    assert not gradients[id(q)].any() and not gradients[id(k)].any()
+
+
 @pytest.mark.parametrize("head_dim", [1, 3, 5, 16, 33, 64, 80])
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -232,7 +245,7 @@ def test_one_scale_per_head():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("batch", "tokens"), [(1, 16), (1, 70), (3, 33), (8, 64), (40, 20), (2, 300)])
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 16), (1, 70), (3, 33), (12, 33), (8, 64), (40, 20), (2, 300)])
 def test_threads_do_not_change_a_bit(batch, tokens, dtype):
     dropped = {"dropout": 0.1, "attention_dropout": 0.1, "seed": 3}
     args, kwargs = call_of(tokens, batch=batch, d=40, heads=4, head_dim=10, dtype=dtype, **dropped)

@@ -67,11 +67,27 @@ MANY_KEYS = Call(
     {"direction": "difference"},
 )
 
+# Weights that are all one number, whose sum divides every gradient of a value: in either regime.
+EQUAL_KEYS = [
+    Call(
+        "sphere_attend_step",
+        {
+            "x": Drawn((1, width), "unit", "x", trained=False),
+            "key": Drawn((keys, width), "unit", "x", layout="expanded", trained=False),
+            "value": Drawn((keys, width), "unit", "x"),
+        },
+        {"step": 0.3, "beta": 0.3},
+    )
+    for keys, width in ((47, 8), (95, 9))
+]
+
 
 @needs("sphere_attend_step")
 @anything
 @example(CONCENTRATED)
 @example(MANY_KEYS)
+@example(EQUAL_KEYS[0])
+@example(EQUAL_KEYS[1])
 @given(sphere_calls())
 def test_sphere_attend_step(call):
     check(call)
