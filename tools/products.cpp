@@ -18,7 +18,7 @@ template <class W>
 static void multiply(const void* w, int64_t row, int64_t col, int64_t rows, int64_t k, int64_t tokens, const void* panels,
                      float* out, int64_t times) {
   for (; times > 0; --times)
-    product<W>(kHost, {tokens, chain_for(tokens)}, {static_cast<const W*>(w), row, col}, rows, k,
+    product<W>(kHost, {tokens, tokens}, {static_cast<const W*>(w), row, col}, rows, k,
                static_cast<const Word<W>*>(panels), k / kElements<Word<W>> * kPanel, out, false);
 }
 extern "C" void weight_times_tokens(const void* w, bool narrow, int64_t row, int64_t col, int64_t rows, int64_t k,

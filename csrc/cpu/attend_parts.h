@@ -46,7 +46,7 @@ struct AttendCall {
   // The tokens of x, or of the context.
   Tokens tokens(const Sequences& s, bool of_context) const {
     const int64_t each = of_context ? a.keys : a.tokens;
-    return {s.count * each, chain_for(a.batch * each)};
+    return {s.count * each, a.batch * each};
   }
   Norm norm_before() const { return a.residual.pre ? a.norm : kNoNorm; }
   // Sequences whose tokens, and those of their contexts, fill whole panels, or nearly: a power of two.

@@ -252,7 +252,8 @@ static void dots(const Head<WordT>& grad, const W* attended, int64_t features, i
 
 // sums [head_dim][kPanel] += the sum over queries of left[channel][query] right[query][key].
 template <class WordT>
-static void add_over_queries(const Head<WordT>& left, Range q, const float* right, int64_t lanes, WordT* words, float* sums) {
+static void add_over_queries(const Head<WordT>& left, Range q, const float* right, int64_t lanes, WordT* words, float* sums,
+                             int64_t chain) {
   const int64_t width = left.at.width, whole = (q.end - q.begin) / width, rest = (q.end - q.begin) % width;
   const WordT* b;
   if constexpr (kElements<WordT> == 1) b = right;
@@ -260,10 +261,10 @@ static void add_over_queries(const Head<WordT>& left, Range q, const float* righ
   for (int64_t c = 0; c < left.at.head_dim; c += kRows<WordT>) {
     const int64_t rows = smaller<int64_t>(kRows<WordT>, left.at.head_dim - c);
     float* at = sums + c * kPanel;
-    if (whole > 0) tile_rows(rows, left.channels(q.begin, width, whole).rows_from(c), b, kPanel, lanes, at, kPanel, true);
+    if (whole > 0) tile_rows(rows, left.channels(q.begin, width, whole).rows_from(c), b, kPanel, lanes, at, kPanel, true, chain);
     if (rest > 0)
       tile_rows(rows, left.channels(q.begin + whole * width, rest).rows_from(c),
-                b + whole * width / kElements<WordT> * kPanel, kPanel, lanes, at, kPanel, true);
+                b + whole * width / kElements<WordT> * kPanel, kPanel, lanes, at, kPanel, true, chain);
   }
 }
 
@@ -283,7 +284,8 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
   for (int64_t i = 0; i < queries.at.tokens * padded; ++i) scratch.grad_q[i] = 0.f;
 
   const bool given = a.see.has_given(), every_key = keys.at.tokens <= kMostKeys;
-  const int64_t width = queries.at.width;
+  const int64_t width = queries.at.width, chain = chain_for(a.see.queries, a.see.keys);
+  const int64_t over_queries = chain_over(a.see.queries, head_dim), over_keys = chain_over(a.see.keys, head_dim);
   for (int64_t k0 = 0; k0 < keys.at.tokens; k0 += kMostKeys) {
     const Range block{k0, smaller(k0 + kMostKeys, keys.at.tokens)};
     for (int64_t k = k0; k < block.end; k += kPanel)
@@ -304,8 +306,8 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
           for (int64_t r = 0; r < smaller(width, q.end - query); r += kRows<WordT>) {
             const int64_t rows = smaller<int64_t>(kRows<WordT>, smaller(width, q.end - query) - r);
             const int64_t at = (query - q0 + r) * kPanel;
-            tile_rows(rows, queries.rows(query + r), keys.lanes(key), keys.at.width, lanes, p + at, kPanel, false);
-            tile_rows(rows, grad.rows(query + r), values.lanes(key), values.at.width, lanes, ds + at, kPanel, false);
+            tile_rows(rows, queries.rows(query + r), keys.lanes(key), keys.at.width, lanes, p + at, kPanel, false, chain);
+            tile_rows(rows, grad.rows(query + r), values.lanes(key), values.at.width, lanes, ds + at, kPanel, false, chain);
           }
         if (given) a.see.fill(batch, head, q, of_group, false, scratch.masks + g * kGroup);
       }
@@ -316,8 +318,8 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
         const int64_t lanes = of_group.end - of_group.begin;
         float *p = scratch.p + g * kGroup, *ds = scratch.ds + g * kGroup;
         if (mask_gradients) mask_gradients.add(batch, head, keys.at.tokens, q, of_group, ds);
-        add_over_queries<WordT>(grad_by_token, q, p, lanes, scratch.words, scratch.grad_v + of_group.begin * head_dim);
-        add_over_queries<WordT>(q_by_token, q, ds, lanes, scratch.words, scratch.grad_k + of_group.begin * head_dim);
+        add_over_queries<WordT>(grad_by_token, q, p, lanes, scratch.words, scratch.grad_v + of_group.begin * head_dim, over_queries);
+        add_over_queries<WordT>(q_by_token, q, ds, lanes, scratch.words, scratch.grad_k + of_group.begin * head_dim, over_queries);
         if constexpr (step == 2)
           for (int64_t i = 0; i < count * kPanel; i += kLanes) store(scratch.elements + g * kGroup + i, load(ds + i));
       }
@@ -332,10 +334,10 @@ static void attend_backward(const Attention<X>& a, int64_t batch, int64_t head, 
           float* at = scratch.grad_q + (q0 + r) * padded + c;
           if (whole > 0)
             tile_rows(rows, Left<Element>{left + r * kPanel, kPanel, step, kPanel / step, whole, kGroup}, right + c, padded,
-                      lanes, at, padded, true);
+                      lanes, at, padded, true, over_keys);
           if (rest > 0)
             tile_rows(rows, Left<Element>{left + whole * kGroup + r * kPanel, kPanel, step, words_of<WordT>(rest)},
-                      right + whole * kPanel / step * padded + c, padded, lanes, at, padded, true);
+                      right + whole * kPanel / step * padded + c, padded, lanes, at, padded, true, over_keys);
         }
     }
   }

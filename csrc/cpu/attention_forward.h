@@ -14,6 +14,12 @@
 namespace macaron_ops::MACARON_OPS_ISA {
 
 constexpr int64_t kKeyBlock = 4 * kPanel;  // scores of a block: 16 KiB
+// Of the sum over keys, or over queries, of values of `head_dim` channels. Of few the chains are short, as in chain_for:
+// values that are all one number, too, have rounding errors of one sign.
+MACARON_INLINE int64_t chain_over(int64_t tokens, int64_t head_dim) {
+  const int64_t chain = chain_for(tokens, head_dim);
+  return tokens <= kKeyBlock ? smaller<int64_t>(chain, kPanel / 2) : chain;
+}
 constexpr float kLog2E = 1.44269504f;  // e^x = 2^(x log2(e))
 
 // What the heads of a call have in common.
@@ -72,19 +78,23 @@ MACARON_INLINE Vec weight_of(Vec score, Vec shift) {
 #endif
 }
 
-// Scores to weights e^(s - shift), and their sum: four partial sums, whose rounding errors grow with their length.
+// Scores to weights e^(s - shift), and their sum, eight at a time: the rounding errors of weights that are all one number
+// have one sign, and grow with the length of the chain.
 static inline Vec exponentials(float* scores, int64_t keys, Vec shift) {
   auto next = [&](int64_t j) {
     const Vec p = weight_of(load(scores + j * kPanel), shift);
     store(scores + j * kPanel, p);
     return p;
   };
-  Vec sums[4] = {};
+  Vec total = {}, part[8];
   int64_t j = 0;
-  for (; j + 4 <= keys; j += 4)
-    for (int i = 0; i < 4; ++i) sums[i] += next(j + i);
-  for (; j < keys; ++j) sums[0] += next(j);
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  for (; j + 8 <= keys; j += 8) {
+    for (int i = 0; i < 8; ++i) part[i] = next(j + i);
+    total += sum_of<8>(part);
+  }
+  Vec rest = {};
+  for (; j < keys; ++j) rest += next(j);
+  return total + rest;
 }
 
 // Rows as words along the rows; for float they are that already.
@@ -120,6 +130,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       upper[v][i] = int32_t(a.see.upper(query));
     }
   }
+  const int64_t chain = chain_over(a.see.keys, head_dim);
   bool first = true;
   for (int64_t k0 = k.begin; k0 < k.end; k0 += kKeyBlock, first = false) {
     const Range block{k0, smaller(k0 + kKeyBlock, k.end)};
@@ -127,7 +138,7 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
     for (int64_t key = block.begin; key < block.end; key += width)
       for (int64_t r = 0; r < smaller(width, block.end - key); r += kRows<WordT>)
         tile_rows(smaller<int64_t>(kRows<WordT>, smaller(width, block.end - key) - r), keys.rows(key + r), queries.lanes(q.begin),
-                  queries.at.width, lanes, scratch.scores + (key - k0 + r) * kPanel, kPanel, false);
+                  queries.at.width, lanes, scratch.scores + (key - k0 + r) * kPanel, kPanel, false, chain_for(a.see.queries, a.see.keys));
     const bool border = bounded && !a.see.whole(q, block);
     if (given) a.see.fill(batch, head, q, block, true, scratch.masks);
     for (int v = 0; v < vectors; ++v) {
@@ -164,10 +175,10 @@ static void attend_block(const Attention<X>& a, int64_t batch, int64_t head, Ran
       const int64_t rows = smaller<int64_t>(kRows<WordT>, head_dim - c);
       float* at = out + c * kPanel;
       if (whole > 0)
-        tile_rows(rows, values.channels(k0, width, whole).rows_from(c), weights, kPanel, lanes, at, kPanel, !first);
+        tile_rows(rows, values.channels(k0, width, whole).rows_from(c), weights, kPanel, lanes, at, kPanel, !first, chain);
       if (rest > 0)
         tile_rows(rows, values.channels(k0 + whole * width, rest).rows_from(c),
-                  weights + whole * width / kElements<WordT> * kPanel, kPanel, lanes, at, kPanel, !first || whole > 0);
+                  weights + whole * width / kElements<WordT> * kPanel, kPanel, lanes, at, kPanel, !first || whole > 0, chain);
     }
   }
   for (int v = 0; v < vectors; ++v) {

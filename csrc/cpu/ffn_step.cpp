@@ -30,7 +30,6 @@ struct Block {
   int64_t rows(int64_t p) const { return tokens_of(first + p, a.rows); }
   int64_t token(int64_t p) const { return (first + p) * kPanel; }
   int64_t lanes(int64_t p) const { return round_up(rows(p), kLanes); }
-  int64_t chain() const { return chain_for(a.rows); }
   const X* x(int64_t p) const { return a.x + token(p) * a.width; }
   Norm norm() const { return a.residual.pre ? a.norm : Norm{NormKind::none, 0.f, nullptr, nullptr}; }
 };
@@ -58,7 +57,7 @@ void hidden_block(const Host& host, const Block<X, W>& block, const Word<W>* n, 
     alignas(64) float z[2][kRows<WordT> * kPanel];
     for (int half = 0; half < halves(); ++half) {
       tile_rows(rows, left[half], n + p * words_of<WordT>(a.width) * kPanel, kPanel, block.rows(p), z[half], kPanel,
-                false, block.chain());
+                false, chain_for(a.rows, a.hidden));
       const int64_t channel = half * a.hidden + f0 + f;
       W* keep = saved == nullptr ? nullptr : saved + (p * pre_activations(block.a) + channel) * kPanel;
       for (int64_t i = 0; i < rows; ++i)
@@ -93,7 +92,7 @@ void product_block(const Host& host, const Block<X, W>& block, const Weight<W>& 
   each_tile(host, weights, rows, k0, k, columns_of(w, k), block.panels,
             [&](int64_t i, int64_t count, const Left<Packed<W>>* left, int64_t p, int64_t c) {
               tile_rows(count, *left, b + p * stride + c / kElements<Word<W>> * kPanel, kPanel, block.rows(p),
-                        sums + (p * rows + i) * kPanel, kPanel, accumulate || c > 0, block.chain());
+                        sums + (p * rows + i) * kPanel, kPanel, accumulate || c > 0, chain_for(block.a.rows, rows));
             });
 }
 
@@ -204,7 +203,8 @@ void backward_block(const Host& host, const Block<X, W>& block, const Group<W>& 
     each_tile(host, w_out, count, 0, a.width, a.width, block.panels,
               [&](int64_t f, int64_t rows, const Left<Element>* left, int64_t p, int64_t) {
                 alignas(64) float grad_h[kRows<WordT> * kPanel];
-                tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false, block.chain());
+                tile_rows(rows, *left, grad_u + p * d_size, kPanel, block.rows(p), grad_h, kPanel, false,
+                          chain_for(a.rows, a.hidden));
                 const W* z_tile = z + (p * channels + f0 + f) * kPanel;
                 Element* to_z = group.z + (p * channels + f0 + f) * kPanel;
                 HiddenGradients<Element, WordT> out{nullptr, to_z, to_z + a.hidden * kPanel, nullptr, nullptr};

@@ -14,12 +14,15 @@ constexpr int64_t kChain = kSegment;
 #else
 constexpr int64_t kChain = 8;  // of a segment, where products are rounded before they are added
 #endif
-constexpr int64_t kShortChain = kChain < 30 ? kChain : 30;
+constexpr int64_t kShortChain = 8;
 static_assert(kSegment % kChain == 0 && kSegment % kShortChain == 0);
-// Of a product of weights with tokens of a call that has `tokens` of them. Of few the chains are short: libraries sum such
-// products along the vectors, in many chains, and are as exact as that. It is those of the call that count, not those
-// of a panel: a backward pass that computes the product again, with other tokens beside them, has to find the same bits.
-MACARON_INLINE int64_t chain_for(int64_t tokens) { return tokens <= kLanes ? kShortChain : kChain; }
+// Of a product of weights that give `features` with the `tokens` of a call. Of few of either the chains are short: libraries
+// sum such products along the vectors, in many chains, and are as exact as that. It is those of the call that count, not
+// those of a panel: a backward pass that computes the product again, with other tokens beside them, has to find the same
+// bits.
+MACARON_INLINE int64_t chain_for(int64_t tokens, int64_t features) {
+  return smaller(tokens, features) <= kPanel / 2 ? kShortChain : kChain;
+}
 #if defined(__AVX512F__)
 constexpr int kVectorRows = 12;  // 12 x 2 accumulators of 32 registers
 constexpr int kVecs = 2;         // vectors of a tile

@@ -72,7 +72,7 @@ class MatrixGradient {
           const Left<typename Arithmetic<WordT>::Element> left{a + i * kPanel, kPanel, step, words, panels,
                                                                features_ * kPanel, ahead ? tile * kPanel : 0};
           tile_rows(smaller(tile, stop - i), left, columns + d / kPanel * block_size, kPanel, valid,
-                    part + (i - f) * kPanel, kPanel, false);
+                    part + (i - f) * kPanel, kPanel, false, chain_for(width_, features_));
         }
         write(part, f, stop - f, d, valid, first, last);
       };

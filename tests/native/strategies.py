@@ -4,10 +4,11 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from tests.native.calls import DTYPES, LAYOUTS, Call, Drawn
+from tests.native.calls import DTYPES, LAYOUTS, Call, Drawn, values
 
 __all__ = ["attend_calls", "ffn_calls", "normalize_calls", "sphere_calls"]
 
@@ -35,11 +36,15 @@ def _drawn(draw, *shape, **options):
     return Drawn(shape, **options, layout=draw(layouts), trained=draw(st.booleans()))
 
 
+def _unequal(drawn):
+    """Never equal rows: the gradient through the scores of equal keys, or through the unit vectors of heads with equal
+    channels, is rounding alone, in eager PyTorch often the 0 that it should be, by luck."""
+    return replace(drawn, layout="contiguous") if drawn.layout == "expanded" and len(drawn.shape) == 2 else drawn
+
+
 @st.composite
 def _projection(draw, rows, columns):
-    """Never equal rows: of such queries and keys the gradient through their unit vectors is rounding alone."""
-    drawn = draw(_drawn(rows, columns, kind="fan"))
-    return replace(drawn, layout="contiguous") if drawn.layout == "expanded" else drawn
+    return _unequal(draw(_drawn(rows, columns, kind="fan")))
 
 
 @st.composite
@@ -74,15 +79,17 @@ def _dropouts(draw, *names):
     return {**options, "seed": draw(seeds)} if any(options.values()) else {}
 
 
-def _sum_is_there(options, width):
+def _sum_is_there(options, width, w_out):
     """The normalisation of post placement divides the rounding errors of a sum by its length r. Where P(r < s) is of
     order s^m, the largest 1 / r of any number of draws is t times the next one with probability t^-m: for m < 3 the
     largest error is often that of one number, which says nothing about a kernel. So no row has fewer dimensions (the
     mean of "layer" takes one), nor is all dropped with no residual. Nor has it one element of the step alone: m is 1
-    where that cancels, down to the residual, which two dropouts of 0.9 leave 1,000 times smaller than its terms."""
+    where that cancels, down to the residual, which two dropouts of 0.9 leave 1,000 times smaller than its terms; nor
+    one number for all elements, which equal rows of w_out make."""
     if options["placement"] == "pre" or options["norm"] is None:
         return
     assume(width > (3 if options["norm"] == "layer" else 2))
+    assume(w_out.layout != "expanded")
     rate = options.get("dropout", 0.0)
     assume(options["residual_scale"] != 0.0 or rate == 0.0)
     assume(width * (1 - rate) * rate ** (width - 1) < 1e-6)  # the probability that a row keeps exactly one
@@ -107,7 +114,7 @@ def ffn_calls(draw):
     }
     options |= {"activation": activation, "step": draw(numbers), "residual_scale": draw(numbers)}
     options |= _dropouts(draw, "dropout", "activation_dropout")
-    _sum_is_there(options, width)
+    _sum_is_there(options, width, tensors["w_out"])
     save, grad = draw(st.sampled_from(["fast", "lean"])), draw(layouts)
     return _call("ffn_step", tensors, options, draw(dtypes), save, grad)
 
@@ -138,7 +145,7 @@ def attend_calls(draw):
     assume(batch * heads * tokens * keys * head_dim <= MOST_WORK)
 
     options, affine = draw(_norm(width))
-    tensors = {"x": draw(_x(*batch_shape, tokens, width)), **affine}
+    tensors = {"x": _unequal(draw(_x(*batch_shape, tokens, width))), **affine}
     if source == width and draw(st.booleans()):
         tensors["w_qkv"] = draw(_projection(channels + 2 * kv_channels, width))
         tensors |= _some(draw, b_qkv=_drawn(channels + 2 * kv_channels))
@@ -149,7 +156,7 @@ def attend_calls(draw):
     tensors["w_out"] = draw(_drawn(width, channels, kind="fan"))
     tensors |= _some(draw, b_out=_drawn(width))
     if crosses:
-        tensors["context"] = draw(_drawn(*batch_shape, keys, source))
+        tensors["context"] = _unequal(draw(_drawn(*batch_shape, keys, source)))
     tensors |= draw(_masks(batch, heads, tokens, keys))
     if draw(st.booleans()):
         kind = draw(st.sampled_from(["blocked", "normal", "bias"]))
@@ -160,6 +167,9 @@ def attend_calls(draw):
     if draw(st.booleans()):
         shape = (heads, head_dim) if heads == kv_heads and draw(st.booleans()) else (head_dim,)
         tensors["qk_scale"] = draw(_drawn(*shape, role="scale", shift=1.0))
+    elif "b_k" in tensors and ("cos" not in tensors or tensors["cos"].shape[1] == 0):
+        # What all keys have in common a softmax does not see.
+        tensors["b_k"] = replace(tensors["b_k"], trained=False)
 
     options |= {"num_heads": heads, "num_kv_heads": kv_heads, "causal": draw(st.booleans())}
     options |= {"step": draw(numbers), "residual_scale": draw(numbers), "scale": draw(st.sampled_from([None, 0.3]))}
@@ -167,7 +177,7 @@ def attend_calls(draw):
         cuts = draw(st.lists(st.integers(0, tokens), max_size=4))
         options["cu_seqlens"] = (0, *sorted(cuts), tokens)
     options |= _dropouts(draw, "dropout", "attention_dropout")
-    _sum_is_there(options, width)
+    _sum_is_there(options, width, tensors["w_out"])
     save, grad = draw(st.sampled_from(["fast", "lean"])), draw(layouts)
     return _call("attend_step", tensors, options, draw(dtypes), save, grad)
 
@@ -218,16 +228,14 @@ def sphere_calls(draw):
         tensors["value"] = draw(_drawn(*batch_shape, keys, width, kind=kind, role="x"))
     assume(math.prod(batch_shape) * rows * keys * max(width, channels) <= MOST_WORK)
     step, step_number = _number_or(draw, "step", width)
+    if direction == "ambient" and width < 4:
+        # x + u may be short where u is about as long as x, as of one key, or of a few: P(|x + u| < r) is then of order
+        # r^(width - 1) (see _sum_is_there).
+        step, step_number = {}, {"step": 0.3}
     beta, beta_number = _number_or(draw, "beta", None)
     if beta_number and draw(st.booleans()):
         beta_number = {"beta": draw(st.sampled_from([4.0, 12.0, 30.0, 60.0, -20.0]))}
     steep = abs(beta_number.get("beta", 1.0)) > 1.0
-    one = rows == 1 or (not batch_shape and tensors["x"].layout == "expanded")
-    alone = steep and "query" not in tensors and "key" not in tensors
-    if (one or alone) and "value" not in tensors and "step" in step:
-        # All particles are one, or each attends to itself, so that u is x times a number, and v is 0 but for rounding,
-        # as is the gradient of step (none at all in bfloat16, where S(x) - x is 0 for most x).
-        step = {"step": replace(step["step"], trained=False)}
     options = {
         "weighting": draw(st.sampled_from(["softmax", "unnormalized"])),
         "direction": direction,
@@ -235,7 +243,7 @@ def sphere_calls(draw):
         **step_number,
         **beta_number,
     }
-    if steep and options["weighting"] == "unnormalized":
+    if beta_number.get("beta", 1.0) > 4.0 and options["weighting"] == "unnormalized" and direction == "tangent":
         # Beside weights of e^beta x is nothing: S(x + step v) divides the errors of u by what is left of it in the
         # tangent space, of width - 1 dimensions (see _sum_is_there).
         assume(width > 4)
@@ -243,4 +251,24 @@ def sphere_calls(draw):
         # A few keys make u, and the errors of their scores, times beta and over |u|^2, its gradients: the largest error
         # is that of the one u, of all draws, whose values cancel most. Means of a cap are all about as long.
         tensors |= {name: replace(t, kind="cap") for name, t in tensors.items() if name in ("x", "value")}
-    return _call("sphere_attend_step", tensors | step | beta, options, draw(_sphere_dtypes), grad=draw(layouts))
+    call = _call("sphere_attend_step", tensors | step | beta, options, draw(_sphere_dtypes), grad=draw(layouts))
+    if "step" in step and _stands_still(call):
+        # What step is multiplied by is rounding, and so is its gradient (none at all in bfloat16, where S(x) - x is 0
+        # for most x).
+        call.tensors["step"] = replace(step["step"], trained=False)
+    return call
+
+
+def _stands_still(call):
+    """Whether each particle attends to nothing but itself, or to others that stand where it does."""
+    found = values(call, 0)
+    x = found["x"]
+    q, k, v = (found.get(name, x) for name in ("query", "key", "value"))
+    if 0 in x.shape or 0 in k.shape:
+        return False
+    scores = found.get("beta", call.options.get("beta")) * q @ k.mT
+    if call.options["causal"]:
+        scores += torch.full_like(scores, -torch.inf).triu(1)
+    u = scores.softmax(-1) @ v
+    tangent = u - (u * x).sum(-1, keepdim=True) * x
+    return bool((torch.linalg.vector_norm(tangent, dim=-1) < 0.01 * torch.linalg.vector_norm(u, dim=-1)).all())

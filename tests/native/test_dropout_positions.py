@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from macaron_ops.reference.dropout import philox
-from tests.native.compiled import COMPILER, ISAS, compiled, machine_has
+from tests.native.compiled import COMPILER, EMULATED, ISAS, compiled, machine_has
 
 pytestmark = pytest.mark.skipif(not COMPILER, reason="needs a C++ compiler")
 BORDERS = (2**28, 2**29, 2**32 // 15, 2**31, 2**32, 3 * 2**32 + 7, 2**40, 2**47)
@@ -21,8 +21,8 @@ def kept(request, tmp_path_factory):
     """``kept(p, seed, stream, position, stride)`` of an instruction set, emulated where the machine lacks it: a bool
     for each lane."""
     isa = request.param
-    if not machine_has("avx2") and isa != "base":
-        pytest.skip("needs a CPU with AVX2")
+    if not machine_has(isa) and (isa not in EMULATED or not machine_has("avx2")):
+        pytest.skip("needs a CPU with " + ("AVX2" if isa in EMULATED else isa))
     source = Path(__file__).with_name("dropout_positions.cpp")
     function = compiled(source, isa, tmp_path_factory.mktemp("dropout"), emulated=not machine_has(isa)).kept
     function.argtypes = [ctypes.c_double, ctypes.c_uint64, *[ctypes.c_int64] * 3, ctypes.c_void_p]

@@ -27,8 +27,38 @@ def test_ffn_step(call):
     check(call)
 
 
+# Weights, and values, that are all one number.
+EQUAL_TOKENS = Call(
+    "attend_step",
+    {
+        "x": Drawn((47, 6), "normal", "x", layout="expanded"),
+        "w_q": Drawn((16, 6), "fan", trained=False),
+        "w_k": Drawn((16, 6), "fan", trained=False),
+        "w_v": Drawn((16, 6), "fan"),
+        "w_out": Drawn((6, 16), "fan"),
+    },
+    {"norm": "rms", "num_heads": 1, "residual_scale": 0.0},
+)
+
+# One query, whose score is a sum of 64 terms.
+ONE_QUERY = Call(
+    "attend_step",
+    {
+        "x": Drawn((1, 5), "normal", "x", trained=False),
+        "w_q": Drawn((64, 5), "fan", trained=False),
+        "w_k": Drawn((64, 33), "fan", trained=False),
+        "w_v": Drawn((64, 33), "fan", trained=False),
+        "w_out": Drawn((5, 64), "fan"),
+        "context": Drawn((13, 33)),
+    },
+    {"norm": "layer", "num_heads": 1, "scale": 0.3},
+)
+
+
 @needs("attend_step")
 @anything
+@example(EQUAL_TOKENS)
+@example(ONE_QUERY)
 @given(attend_calls())
 def test_attend_step(call):
     check(call)
