@@ -20,7 +20,7 @@ from torch import Tensor
 
 from macaron_ops.native.cuda import library, wide_ffn
 
-from . import timing
+from . import environment, timing
 
 FILE_NAME = "tiles.json"
 # (rows, D, F): a wide FFN of 16,384 tokens, narrower ones, and few tokens.
@@ -78,8 +78,10 @@ def measured(name: str, call: Callable[..., tuple[Tensor, ...]], bare: Callable[
     return dict(sorted(rows.items(), key=lambda row: row[1]["median"]))
 
 
-def run(folder: Path | None, device: torch.device, shapes=SHAPES) -> list[dict[str, object]]:
-    found = []
+def run(folder: Path | None, device: torch.device, shapes=SHAPES) -> dict[str, object]:
+    """The document: ``environment``, and ``products`` with the times of each."""
+    found: list[dict[str, object]] = []
+    document = {"environment": environment.record(device), "products": found}
     for rows, width, hidden in shapes:
         for activation in ACTIVATIONS:
             for name, call, bare in products(rows, width, hidden, activation, device):
@@ -93,8 +95,8 @@ def run(folder: Path | None, device: torch.device, shapes=SHAPES) -> list[dict[s
                 what = f"{name} {activation} {rows} x {width} x {hidden}"
                 print(f"{what}: best {' | chosen '.join(told)} of {CUBLAS}'s rate")
                 if folder is not None:
-                    (folder / FILE_NAME).write_text(json.dumps(found, indent=1) + "\n")
-    return found
+                    (folder / FILE_NAME).write_text(json.dumps(document, indent=1) + "\n")
+    return document
 
 
 def why_not() -> str | None:

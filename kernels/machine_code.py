@@ -28,6 +28,9 @@ class _Instruction(NamedTuple):
 def unwritten(sass: str) -> list[str]:
     """The instructions that read a uniform register which no instruction on any way there has written.
 
+    A lost instruction is often not seen, since most registers were written before, for something else: of 959 that
+    write one in eight kernels for sm_90, each taken out in turn, the loss of 167 is seen.
+
     ``sass`` is a listing as Triton prints it (``compiled.asm["sass"]``): a tab before each instruction, ``LBB1:`` for
     what is jumped to.
     """
@@ -66,13 +69,19 @@ def _instruction(text: str) -> _Instruction:
     width = next((n for suffix, n in _WIDTHS.items() if suffix in name), 1)
     writes = range(int(first[1]), int(first[1]) + width) if first else ()
     reads: set[int] = set()
-    for operand in operands[1:] if first else operands:
-        # The second operand's descriptor is in the latter two of the registers that a product names.
-        ahead = (2, 3) if "gdesc" in operand else (0,)
-        reads |= {int(number) + i for number in _REGISTER.findall(operand) for i in ahead}
+    for i, operand in enumerate(operands[1:] if first else operands):
+        reads |= {int(number) + ahead for number in _REGISTER.findall(operand) for ahead in _words(operand, i)}
     label = _LABEL.search(text)
     perhaps = bool(predicate) or (name.startswith("BRA") and len(operands) > 1)
     return _Instruction(name, frozenset(writes), frozenset(reads), perhaps, label and label[1])
+
+
+def _words(operand: str, place: int) -> tuple[int, ...]:
+    """Which registers from the named one on are read. A product names four for the descriptors of both operands; the
+    first one's are not read where it comes from registers, which then stand before."""
+    if "gdesc" in operand:
+        return (0, 1, 2, 3) if place == 1 else (2, 3)
+    return (0, 1) if "desc" in operand else (0,)
 
 
 def _following(i: int, code: list[_Instruction], labels: dict[str, int]) -> list[int]:

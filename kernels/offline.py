@@ -61,7 +61,7 @@ class Resources(NamedTuple):
     narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of those that pass by registers
     instructions: int  # of the machine code, padding included
     multiplies: bool  # has a product of 16-bit matrices
-    unwritten: int = 0  # instructions that read a register which nothing wrote, where there is wgmma
+    unwritten: int  # instructions that read a register which nothing wrote, where there is wgmma
 
 
 def _specialised(launch: Launch, architecture: str):

@@ -17,8 +17,10 @@ CPU = torch.device("cpu")
 @pytest.mark.skipif(not library.on_host() or library.why_not_loaded(), reason="needs the kernels for the CPU")
 def test_every_tile_is_timed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ffn_tiles, "_BUDGET", timing.Budget(seconds=1e-6, min_rounds=3, sample_seconds=1e-6))
-    found = ffn_tiles.run(tmp_path, CPU, [(70, 24, 40)])
-    assert json.loads((tmp_path / ffn_tiles.FILE_NAME).read_text()) == found
+    document = ffn_tiles.run(tmp_path, CPU, [(70, 24, 40)])
+    assert json.loads((tmp_path / ffn_tiles.FILE_NAME).read_text()) == document
+    assert {"device", "versions", "commit"} <= document["environment"].keys()
+    found = document["products"]
     assert [(f["product"], f["activation"]) for f in found] == [
         *((product, "relu") for product in ("hidden", "residual", "backward")),
         *((product, "gelu") for product in ("hidden", "backward")),

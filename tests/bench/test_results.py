@@ -1,11 +1,14 @@
 """The results file round-trips, is valid at every moment, and a file that is not one is refused by name."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from macaron_ops.bench import results
 from macaron_ops.bench.results import Results, ResultsError
+
+COMMITTED = Path(__file__).resolve().parents[2] / "bench" / "results"
 
 
 def test_rows_round_trip(tmp_path, make_row, make_document):
@@ -16,6 +19,13 @@ def test_rows_round_trip(tmp_path, make_row, make_document):
     assert loaded == written.document
     assert loaded == results.load(tmp_path / "results.json")
     assert loaded["rows"][1]["time"]["percentiles"]["50"] == 2.0
+
+
+@pytest.mark.parametrize("path", sorted(COMMITTED.glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_committed_says_where_it_was_measured(path):
+    document = json.loads(path.read_text()) if path.stem.endswith("ffn-tiles") else results.load(path)
+    assert document["environment"]["device"]["name"] and document["environment"]["versions"]["torch"]
+    assert document.get("status", "complete") != "running"
 
 
 def test_the_file_is_valid_after_every_group_and_after_an_interruption(tmp_path, make_row, make_document):

@@ -18,7 +18,8 @@ pytestmark = [
 KIB = 1 << 10
 SHARED = {(7, 5): 64 * KIB, (8, 0): 163 * KIB, (8, 6): 99 * KIB, (8, 9): 99 * KIB, (9, 0): 227 * KIB}
 UNTIMED = "not yet timed beside Triton's"
-SLOWER = "on an H200 a training step takes 1.08 times that of Triton's"
+SLOWER = "with relu, D = 1024 and F = 4096 an H200 takes 1.08 times Triton's time in training, 0.97 forward"
+ROWS_SLOWER = "on an H200 Triton's takes 0.92 (bfloat16) to 0.99 (float32) of its time"
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def ffn(width, hidden):
         ((9, 0), sphere(3), BF16, "triton", True, UNTIMED),
         ((9, 0), sphere(16), F32, "triton", True, UNTIMED),
         ((9, 0), sphere(17), F32, "triton", False, "particles have at most 16 channels, not 17"),
-        ((9, 0), rows(512), BF16, "triton", True, UNTIMED),
+        ((9, 0), rows(512), BF16, "triton", True, ROWS_SLOWER),
         ((9, 0), rows(8200), F32, "triton", False, "its rows have at most 8192 channels, not 8200"),
         ((8, 0), ffn(256, 512), BF16, "triton", True, f"{UNTIMED}; one kernel a pass"),
         ((8, 6), ffn(128, 512), BF16, "triton", True, f"{UNTIMED}; one kernel a pass"),

@@ -3,6 +3,8 @@ and tile of its products, past the edges of tiles, with z kept or not. Without a
 products are plain sums with the same epilogues' code (csrc/cuda/host/products.cpp): all but CUTLASS is proved there."""
 
 import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from macaron_ops.native.cuda import library, wide_ffn
 from tests import twins
 from tests.rule import assert_draws_by_rule
 
+ROOT = Path(__file__).resolve().parents[2]
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu")
 VARIANTS = range(4)  # csrc/cuda/sm90/product.h
 # (rows, D, F): one row, parts of tiles, parts of the 64 channels of a stage, several clusters, an odd count of tiles.
@@ -178,9 +181,20 @@ def test_what_it_declines(shape, options, message, device):
 
 
 def test_the_table_of_tiles():
-    """Every product has a tile for every shape, one that the library has; an H100 is filled where it can be."""
+    """Every product has a tile for every shape, one that the library has."""
     for product in ("hidden", "residual", "backward"):
         for rows, columns in ((1, 264), (128, 128 * 132), (16384, 1024), (1 << 31, 8192)):
             for depth, activation in itertools.product((264, 4096), wide_ffn.ACTIVATIONS):
                 tile, swizzle = wide_ffn.variant(product, rows, columns, depth, activation)
                 assert tile in VARIANTS and swizzle >= 1
+
+
+def test_the_table_is_what_was_measured():
+    """Within 5% of the best tile that an H200 found for each product."""
+    for row in json.loads((ROOT / "bench/results/2026-11-26-nvidia-h200-ffn-tiles.json").read_text())["products"]:
+        ours = {tile: time["median"] for tile, time in row["times"].items() if tile != "cuBLAS"}
+        out, depth = row["hidden"], row["width"]
+        if row["product"] == "residual":
+            out, depth = depth, out
+        tile = "tile {}, turn {}".format(*wide_ffn.variant(row["product"], row["rows"], out, depth, row["activation"]))
+        assert ours[tile] <= 1.05 * min(ours.values()), row

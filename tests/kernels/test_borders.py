@@ -135,7 +135,9 @@ def test_rule(scheme, width, dtype, options, device):
 def test_the_same_bits_without_borders(scheme, width, mixed, dropout, save, device):
     """In float32, and where autocast narrows the operands: what is rounded is rounded in the same places. The norm in a
     product's epilogue adds in another order, which is why these layers have none. A GPU's compiler joins a product and
-    a sum where it sees fit, and in a kernel that writes more perhaps others: the last bits may differ there."""
+    a sum where it sees fit, and in a kernel that writes more perhaps others: there `test_rule` has to do."""
+    if device.type != "cpu":
+        pytest.skip("the bits are the interpreter's")
     layer = Layer(scheme, width, FLOAT32, device, dropout=dropout)
     with macaron_ops.use_backend("triton"), autocast(device, mixed):
         if width == 40:
@@ -143,10 +145,7 @@ def test_the_same_bits_without_borders(scheme, width, mixed, dropout, save, devi
         with closed():
             expected = layer.results(lambda: layer.ours(save))
         actual = layer.results(lambda: layer.ours(save))
-    if device.type == "cpu":
-        return same(actual, expected)
-    for name, t in expected.items():
-        assert (actual[name] - t).abs().max() <= 2 * torch.finfo(FLOAT32).eps * t.abs().max(), name
+    same(actual, expected)
 
 
 SUBSETS = [

@@ -20,6 +20,17 @@ def test_a_chain_that_nothing_begins():
     assert unwritten(listing(*begun)) == []
 
 
+def test_descriptors_of_both_operands():
+    """Four registers where the first one is in shared memory too; of memory's, two."""
+    product = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24"
+    begun = ("ULDC.64 UR8, c[0x0][0x208]", "ULDC.64 UR10, c[0x0][0x210]")
+    assert unwritten(listing(*begun, product, "EXIT")) == []
+    for one in begun:
+        assert unwritten(listing(one, product, "EXIT")) == [product]
+    load = "LDG.E.128 R12, desc[UR6][R52.64]"
+    assert unwritten(listing("UMOV UR6, 0x1", load, "EXIT")) == [load]
+
+
 def test_each_way_is_followed():
     """One that writes is enough: the compiler knows when it is taken. What a loop writes is there in its next turn."""
     one = ("@P0 BRA LBB0", "UMOV UR4, 0x1", "LBB0:", "IADD3 R0, R0, UR4, RZ", "EXIT")

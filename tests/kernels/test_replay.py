@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import macaron_ops
 from macaron_ops.ops import run
@@ -309,6 +310,37 @@ def test_temporaries_die_within_a_replay():
     gc.collect()
     inputs = sum(ref() is not None and ref() is not y for ref in {id(r()): r for r in born if r() is not None}.values())
     assert alive[-1] == inputs + 2  # h and y, while N(x) is gone
+
+
+def test_buffers_are_born_when_they_are_first_used():
+    """What the last launch writes is not there when the first one starts."""
+    from macaron_ops.kernels import device, replay
+
+    class Allocated(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            self.count += operator in replay._ALLOCATIONS
+            return operator(*args, **(kwargs or {}))
+
+    def function(x):
+        n, h, y = torch.empty(64), torch.empty(64), torch.empty(64)
+        for name, *used in (("first", x, n), ("second", n, h), ("third", h, y)):
+            device.launch(name, 1, x.device, *used)
+        return y
+
+    class Started(list):
+        def append(self, launch):
+            found.append(allocated.count)
+
+    again, x, found = replay.Recorded(function), torch.empty(64), []
+    with device.recording("sm90", 132):
+        again(x)
+    token = device._recording.set(device._Recording(device.Target("sm90", 132), Started()))
+    with Allocated() as allocated:
+        again(x)
+    device._recording.reset(token)
+    assert found == [1, 2, 3]
 
 
 def test_a_recording_leaves_no_buffer_behind(monkeypatch):
