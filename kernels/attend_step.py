@@ -19,8 +19,9 @@ backward     g = drop(dy), db_out; post: dN first                a row kernel (n
              dW = dq^T n, db                                     products, and a row kernel for biases
 
 What is not needed is not computed. q, k and v are read and their gradients written as they lie side by side in the
-products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel. In a
-layer the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
+products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel, and
+their gradients written over them; PyTorch's core then takes the batch in pieces, as its results lie apart. In a layer
+the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
 """
 
 from collections.abc import Iterator
