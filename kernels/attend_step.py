@@ -19,10 +19,12 @@ backward     g = drop(dy), db_out; post: dN first                a row kernel (n
              dW = dq^T n, db                                     products, and a row kernel for biases
 
 What is not needed is not computed. q, k and v are read and their gradients written as they lie side by side in the
-products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel. In a
-layer the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
+products: nothing is transposed. With ``save="lean"`` the projections are formed again, from an n of a row kernel, and
+their gradients written over them; PyTorch's core then takes the batch in pieces, as its results lie apart. In a layer
+the first row kernel of either pass may be part of the neighbour's last kernel (``border``).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,10 +35,11 @@ from .attention import WIDEST_HEAD, Attention
 from .attention_backward import attention_backward
 from .attention_core import (
     attention,
-    attention_gradients,
     choose,
     core_asked_for,
     core_of,
+    gradients_in_pieces,
+    pieces_of,
     statistics_shape,
     why_not_core,
 )
@@ -190,6 +193,8 @@ def backward(
         do, attended, saved, rows, t, o, need, need_n, late
     )
     found |= inner
+    if not late:
+        found |= parameter_gradients(*products, sources, sums)
     if need.context:
         found["context"] = back_to_source(to_context, t.context.dtype, None, 0.0).view(t.context.shape)
     grad_x, handed = None, [None, None]
@@ -203,7 +208,8 @@ def backward(
         sources = [n if late and product.of_x else source for product, source in zip(products[0], sources, strict=True)]
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
-    found |= parameter_gradients(*products, sources, sums)
+    if late:
+        found |= parameter_gradients(*products, sources, sums)
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found), handed
 
 
@@ -219,8 +225,13 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
     before, v = queries_and_keys(projected, *a.widths), _values(projected, a)
     placed = _positioned(before, a, t)
     q, k = _split(placed, a)
-    matrices = [torch.empty_like(p) if any(want) else None for p, want in zip(projected, wants, strict=True)]
-    d_before, turned, found = queries_and_keys(matrices, *a.widths), placed is not before, {}
+    turned, found = placed is not before, {}
+    in_place = lean and not turned and not (need.attn_mask or need.key_padding_mask)  # q, k and v are not read again
+    matrices = [
+        None if not any(want) else p if in_place else torch.empty_like(p)
+        for p, want in zip(projected, wants, strict=True)
+    ]
+    d_before = queries_and_keys(matrices, *a.widths)
     sums = [None] * len(products)
     core = core_of(saved.statistics, a.queries)
     if core == "triton":
@@ -229,14 +240,24 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
             pairs = zip(placed, d_before, strict=True)
             d_after = [torch.empty_like(p) if d is not None or need.qk_scale else None for p, d in pairs]
         dv = None if matrices[-1] is None else _values(matrices, a)
-        found = _through_our_core((q, k, v, a, do, saved.statistics), attended, *_split(d_after, a), dv, t, need)
+        dq, dk = _split(d_after, a)
+        apart = in_place and dq is not None  # for q is read until dk and dv are there
+        dq_now = torch.empty(q.shape, dtype=q.dtype, device=q.device) if apart else dq
+        found = _through_our_core((q, k, v, a, do, saved.statistics), attended, dq_now, dk, dv, t, need)
+        if apart and len(products) > 1:
+            matrices[0] = dq_now
+        elif apart:
+            side_by_side([[dq_now]], dq)
     else:
-        parts = attention_gradients(core, do, q, k, v, attended, saved.statistics, a)
-        before, d_before, d_after = _split(before, a), _split(d_before, a), parts[:2]
-        if turned and matrices[-1] is not None:
-            side_by_side(parts[2:], _values(matrices, a))
-        elif not turned:
-            sums = _gather(parts, matrices, wants, products)
+        count = pieces_of(a, do.device) if in_place and len(products) == 1 else 1
+        pieces = gradients_in_pieces(core, (do, q, k, v, attended, saved.statistics), a, count)
+        if turned:
+            (parts,) = pieces
+            before, d_before, d_after = _split(before, a), _split(d_before, a), parts[:2]
+            if matrices[-1] is not None:
+                side_by_side([parts[2:]], _values(matrices, a))
+        else:
+            sums = _gather(pieces, count, matrices, wants, products)
     if turned:
         constants = a.head_dim, a.queries, t.cos, t.sin, t.qk_scale
         by_scale = [
@@ -246,6 +267,8 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
         ]
         if need.qk_scale:  # q's heads and k's, which share a scale or have one each
             found["qk_scale"] = torch.cat(by_scale).view(-1, *t.qk_scale.shape).sum(0)
+    if in_place:  # formed again rather than kept beside the gradients of q, k and v
+        sources = _sources(products, rows, t, o, [want.weight for want in wants])
     terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, matrices, strict=True) if want.source]
     to_x, to_context = ([term for of_x, term in terms if of_x is x] for x in (True, False))
     return to_x, to_context, found, (products, wants, matrices, sources, sums)
@@ -275,17 +298,24 @@ def _through_our_core(inputs: tuple, attended: Tensor, dq, dk, dv, t, need) -> d
 
 
 def _gather(
-    parts: list[Tensor], matrices: list[Tensor | None], wants: list[Wants], products: list[Projection]
+    pieces: Iterator[list[Tensor]],
+    count: int,
+    matrices: list[Tensor | None],
+    wants: list[Wants],
+    products: list[Projection],
 ) -> list[Tensor | None]:
     """dq, dk and dv become the gradients of the products that gave q, k and v, in ``matrices``; their sums over the
-    tokens where several stand in one product with a bias."""
-    sums, count = [None] * len(matrices), len(matrices)
+    tokens where several stand in one product with a bias. More than one piece is for one product."""
+    if len(products) == 1:
+        return [side_by_side(pieces, matrices[0], sum_for(wants[0].bias, products[0].bias), count)]
+    sums: list[Tensor | None] = [None] * len(products)
+    (parts,) = pieces
     for i, (matrix, want, product) in enumerate(zip(matrices, wants, products, strict=True)):
-        mine = parts[i : i + 1] if i < count - 1 else parts[i:]
+        mine = parts[i : i + 1] if i < len(products) - 1 else parts[i:]
         if matrix is not None and len(mine) == 1:
             matrices[i] = mine[0]
         elif matrix is not None:
-            sums[i] = side_by_side(mine, matrix, sum_for(want.bias, product.bias))
+            sums[i] = side_by_side([mine], matrix, sum_for(want.bias, product.bias))
     return sums
 
 

@@ -234,11 +234,9 @@ def attention_backward(
 ) -> None:  # fmt: skip
     """Fills ``dq (B T, H head_dim)``, ``dk`` and ``dv (B S, Hkv head_dim)``, each if it is given; rows have no gaps.
     ``do (B T, H head_dim)`` is contiguous, and so are ``statistics (B, H, 2, T)`` and ``delta (B, H, T)``, which is
-    filled too where ``settle``."""
+    filled too where ``settle``. ``dk`` and ``dv`` may be where ``k`` and ``v`` are: a program reads no other's keys."""
+    zero = [gradient for gradient in (dq, dk) if a.one_key and gradient is not None]
     if a.one_key:
-        for gradient in (dq, dk):
-            if gradient is not None:
-                gradient.zero_()
         dq = dk = None
     settle = settle and not a.one_key
     rows = q.stride(0), k.stride(0), v.stride(0)
@@ -257,3 +255,5 @@ def attention_backward(
             q, k, v, do, statistics, delta, dk, dv, *rows, *strides, a.scale,
             *a.arguments(), **a.constants(tile, q.dtype),
         )  # fmt: skip
+    for gradient in zero:
+        gradient.zero_()

@@ -13,7 +13,7 @@ to run, and ``torch.use_deterministic_algorithms(True)`` keeps ours.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .attention import Attention
 from .attention_forward import attention_forward
-from .device import target
+from .device import ceil_div, processors, target
 
 __all__ = [
     "CORES",
@@ -33,6 +33,8 @@ __all__ = [
     "choose",
     "core_asked_for",
     "core_of",
+    "gradients_in_pieces",
+    "pieces_of",
     "settings",
     "statistics_shape",
     "use_core",
@@ -73,6 +75,8 @@ FASTER = (
     Faster("sm90", 64, 512, "cudnn", "85 us forward, ours 124; 252 us backward, ours 511"),
     Faster("sm90", 128, 512, "cudnn", "61 us forward, ours 107; 209 us backward, ours 402"),
 )
+
+ROWS_OF_A_PROGRAM = 128  # about: keys that a program of their backward kernels holds
 
 _asked_for: str | None = os.environ.get("MACARON_OPS_ATTENTION") or None
 
@@ -187,6 +191,22 @@ def attention(core: str, q: Tensor, k: Tensor, v: Tensor, a: Attention, keep: bo
     else:
         o, lse = _aten._scaled_dot_product_flash_attention(*inputs, 0.0, a.causal, scale=a.scale)[:2]
     return _matrix(o), lse if keep else None
+
+
+def pieces_of(a: Attention, device: torch.device) -> int:
+    """In how many pieces of the batch to form the gradients where memory counts: apart from what they become they and
+    cuDNN's sums are five matrices like q. Each piece fills the device, and its statistics begin at 16 bytes."""
+    programs, numbers = ceil_div(a.queries, ROWS_OF_A_PROGRAM) * a.heads * a.batch, a.batch * a.heads * a.queries
+    fit = (n for n in (4, 2) if a.batch % n == 0 and programs >= n * processors(device) and numbers // n % 4 == 0)
+    return next(fit, 1)
+
+
+def gradients_in_pieces(core: str, tensors: Sequence[Tensor], a: Attention, count: int) -> Iterator[list[Tensor]]:
+    """:func:`attention_gradients` of ``(do, q, k, v, o, statistics)``, of one piece of the batch after the other."""
+    batch = a.batch // count
+    for first in range(0, a.batch, batch):
+        piece = [t[first * (n := t.shape[0] // a.batch) : (first + batch) * n] if count > 1 else t for t in tensors]
+        yield attention_gradients(core, *piece, a._replace(batch=batch))
 
 
 def attention_gradients(

@@ -50,11 +50,13 @@ _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None
 
 
 @contextmanager
-def recording(architecture: str, processors: int, name: str = "") -> Iterator[list[Launch]]:
-    """Inside, launchers plan for that device and start nothing: the list holds their launches. For tensors of the
-    meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask for them, and
-    for whoever starts them later (:mod:`replay`)."""
-    launches: list[Launch] = []
+def recording(
+    architecture: str, processors: int, name: str = "", launches: list[Launch] | None = None
+) -> Iterator[list[Launch]]:
+    """Inside, launchers plan for that device and start nothing: the list, which may be given, holds their launches. For
+    tensors of the meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask
+    for them, and for whoever starts them later (:mod:`replay`)."""
+    launches = [] if launches is None else launches
     token = _recording.set(_Recording(Target(architecture, processors, name), launches))
     try:
         yield launches

@@ -151,12 +151,13 @@ def backward(
     if need_dz:
         dz, h, found["b_in"] = hidden_backward(
             g, t.w_out, z, o.step, o.activation, hidden_dropout,
-            need_z=need_n or need.w_in, need_h=need.w_out, bias=sum_for(need.b_in, t.b_in),
+            need_z=need_n or need.w_in, need_h=need.w_out, bias=sum_for(need.b_in, t.b_in), in_place=from_n,
         )  # fmt: skip
     elif need.w_out and h is None:
         h = hidden_again(z, o.activation, hidden_dropout)
     if need.w_out:
         found["w_out"] = weight_gradient(g, h, o.step)
+    del h  # the largest of what is not needed any more
     grad_x, handed = None, [None, None]
     if need_n and pre_norm:
         dn = linear_residual(dz, t.w_in, None, None, t.w_in.dtype, transposed=False)

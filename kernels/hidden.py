@@ -304,9 +304,10 @@ def hidden_backward(
     need_z: bool,
     need_h: bool,
     bias: Sum | None,
+    in_place: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out, and ``z`` is
-    h where :func:`reads_h`."""
+    h where :func:`reads_h`. With ``in_place`` z is not read again, and dz takes its place unless that is h."""
     (count, width), hidden, device = g.shape, w_out.shape[1], g.device
     if reads_h(activation):  # it is 0 where dropped
         c, dropout = c * dropout.scale, Dropout.of(0.0, None, 0)
@@ -317,7 +318,9 @@ def hidden_backward(
     else:
         bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
         t = _tile("hidden_backward", w, count, hidden, width, bound)
-    dz = torch.empty_like(z) if need_z else None
+    dz = None
+    if need_z:
+        dz = z if in_place and not reads_h(activation) else torch.empty_like(z)
     h = torch.empty((count, hidden), dtype=z.dtype, device=device) if need_h and not reads_h(activation) else None
     sums = None
     if bias is not None:

@@ -137,15 +137,21 @@ def normalize_rows_backward(
     dropout: Dropout | None = None,
     sums: tuple[Sum | None, Sum | None, Sum | None] = (None, None, None),
     of_residual: bool = False,
+    in_place: bool = False,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and the sums over the rows,
     ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for; the last
     is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped.
-    ``n``, if it is given, gets ``N(x) * weight + bias`` again."""
+    ``n``, if it is given, gets ``N(x) * weight + bias`` again. With ``in_place`` ``total`` takes the place of ``grad``,
+    which has no gaps, where they have one dtype."""
     width, device = x.tensor.shape[-1], x.tensor.device
     tiles = row_tiles(width)
     programs = tiles.programs(x.count, device)
-    written = [None if d is None else torch.empty((x.count, width), dtype=d, device=device) for d in (total, dropped)]
+    in_place = in_place and total == grad.tensor.dtype
+    written = [
+        None if d is None else grad.tensor if here else torch.empty((x.count, width), dtype=d, device=device)
+        for d, here in ((total, in_place), (dropped, False))
+    ]
     partial = partial_sums(sums, (programs, width), device, zero=tiles.wide)
     r, dropout = residual or grad, dropout or Dropout.of(0.0, None, 0)
     launch(

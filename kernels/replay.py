@@ -14,7 +14,8 @@ attention is called as it is. The latter runs once while it is recorded, for its
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -80,21 +81,43 @@ class _Unknown(Exception):
 
 
 class _Allocations(TorchDispatchMode):
-    """Appends new tensors and calls to ``steps``, and refuses every other operator that reads or writes numbers."""
+    """Appends new tensors and calls to ``steps``, and refuses every other operator that reads or writes numbers. All
+    new tensors live until the function is understood, so they have no memory but while torch looks at them."""
 
     def __init__(self, steps: list["Launch | Tensor | _Call"]):
         super().__init__()
         self._steps = steps
+        self._taken: list[tuple[torch.UntypedStorage, int]] = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function not in _ALLOCATIONS and function not in _VIEWS and function not in OPERATORS:
             raise _Unknown
-        result = function(*args, **(kwargs or {}))
+        with self._memory_of(args):
+            result = function(*args, **(kwargs or {}))
         if function in _ALLOCATIONS:
             self._steps.append(result)
+            self._take_memory(result)
         elif function in OPERATORS:
-            self._steps.append(_Call(function, args, kwargs or {}, result))
+            call = _Call(function, args, kwargs or {}, result)
+            self._steps.append(call)
+            for made in call.made.values():
+                self._take_memory(made)
         return result
+
+    def _take_memory(self, tensor: Tensor) -> None:
+        memory = tensor.untyped_storage()
+        self._taken.append((memory, memory.nbytes()))
+        memory.resize_(0)
+
+    @contextmanager
+    def _memory_of(self, args: tuple) -> Iterator[None]:
+        read = [a.untyped_storage() for a in args if isinstance(a, Tensor)]
+        given = [(memory, size) for memory, size in self._taken if any(memory is other for other in read)]
+        for memory, size in given:
+            memory.resize_(size)
+        yield
+        for memory, _ in given:
+            memory.resize_(0)
 
 
 class _Call(NamedTuple):
@@ -171,16 +194,19 @@ def _replay(
 
     waiting: dict[int, Callable] = {}  # buffers that nothing has used yet: memory is taken when something does
 
-    def add(start: Callable, numbers: Sequence[int], result: int | None) -> None:
-        for number in dict.fromkeys(numbers):
-            if number in waiting:
-                add_buffer(number)
+    def append(start: Callable, numbers: Sequence[int], result: int | None) -> None:
         done: list[int] = []
         plan.append((start, _picker(numbers), result, done))
         last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
 
-    def add_buffer(number: int) -> None:
-        add(waiting.pop(number), (), number)
+    def add_buffers(numbers: Sequence[int]) -> None:
+        for number in dict.fromkeys(numbers):
+            if number in waiting:
+                append(waiting.pop(number), (), number)
+
+    def add(start: Callable, numbers: Sequence[int], result: int | None) -> None:
+        add_buffers(numbers)
+        append(start, numbers, result)
 
     def new() -> int:
         """The number of a value that the plan alone knows."""
@@ -231,8 +257,7 @@ def _replay(
         else:
             start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
         waiting[number] = start
-    for number in [number for number in waiting if number in returned]:
-        add_buffer(number)
+    add_buffers([number for number in waiting if number in returned])
     for number, done in last.items():
         if number not in returned:
             done.append(number)

@@ -2,10 +2,12 @@
 
     out = (a | b | c),   sums = the column sums of out
 
-What cuDNN returns as dq, dk and dv is what one product with packed weights wants as one matrix. A program walks over
-every so many tiles of some columns of one matrix. Memory is the limit: 16 x 1024 tokens of 3 x 512 channels in 16 bits
-are 101 MB.
+What cuDNN returns as dq, dk and dv is what one product with packed weights wants as one matrix. They may come in
+pieces, some rows at a time. A program walks over every so many tiles of some columns of one matrix. Memory is the
+limit: 16 x 1024 tokens of 3 x 512 channels in 16 bits are 101 MB.
 """
+
+from collections.abc import Iterable, Sequence
 
 import triton
 import triton.language as tl
@@ -73,19 +75,26 @@ def side_by_side_kernel(
             )  # fmt: skip
 
 
-def side_by_side(parts: list[Tensor], out: Tensor, total: Sum | None = None) -> Tensor | None:
-    """Writes up to three ``parts (M, any)`` into ``out``, rows without gaps; the sum over the rows, if it is
-    wanted."""
-    a, b, c = (*parts, None, None)[:3]
-    widths, strides = [part.shape[1] for part in parts], [part.stride(0) for part in parts]
-    block = min(power_of_2(min(widths)), COLUMNS)
-    rows, blocks = TILE // block, sum(ceil_div(width, block) for width in widths)
-    walkers = min(ceil_div(out.shape[0], rows), ceil_div(PROGRAMS * processors(out.device), blocks))
-    (sums,) = partial_sums([total], (walkers, sum(widths)), out.device)
-    launch(
-        side_by_side_kernel, walkers * blocks, out.device,
-        a, b, c, out, sums, out.shape[0], *(*strides, 0, 0)[:3], out.stride(0),
-        A=widths[0], B=sum(widths[1:2]), C=sum(widths[2:]), ALIGN=alignment(*strides, out.stride(0), *widths),
-        ROWS=rows, BLOCK=block,
-    )  # fmt: skip
+def side_by_side(
+    pieces: Iterable[Sequence[Tensor]], out: Tensor, total: Sum | None = None, count: int = 1
+) -> Tensor | None:
+    """Writes ``count`` pieces of up to three parts ``(M / count, any)`` into ``out (M, all)``, one below the other,
+    rows without gaps; the sum over the rows, if it is wanted."""
+    sums = None
+    for i, parts in enumerate(pieces):
+        a, b, c = (*parts, None, None)[:3]
+        widths, strides, rows = [part.shape[1] for part in parts], [part.stride(0) for part in parts], a.shape[0]
+        block = min(power_of_2(min(widths)), COLUMNS)
+        tile, blocks = TILE // block, sum(ceil_div(width, block) for width in widths)
+        walkers = min(ceil_div(rows, tile), ceil_div(PROGRAMS * processors(out.device), blocks))
+        if sums is None:
+            (sums,) = partial_sums([total], (count * walkers, sum(widths)), out.device)
+        launch(
+            side_by_side_kernel, walkers * blocks, out.device,
+            a, b, c, out[i * rows :], None if sums is None else sums[i * walkers :],
+            rows, *(*strides, 0, 0)[:3], out.stride(0),
+            A=widths[0], B=sum(widths[1:2]), C=sum(widths[2:]), ALIGN=alignment(*strides, out.stride(0), *widths),
+            ROWS=tile, BLOCK=block,
+        )  # fmt: skip
+        del parts, a, b, c  # before the next piece is made
     return sums_of([sums], [total])[0]

@@ -122,7 +122,8 @@ def through_norm(
     dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool, n: Tensor | None, behind: Behind
 ) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor | None]]:
     """``(dx, the gradients of the norm's parameters and of b_out by name, what the substep before asks for)``, pre
-    placement, those needed; ``dn`` is the gradient of N(x), and ``n``, if it is given, gets N(x) again."""
+    placement, those needed; ``dn`` is the gradient of N(x), in whose place dx may come, and ``n``, if it is given, gets
+    N(x) again."""
     hands = hands_behind(rows.tensor, (need_x, *need), t, o, behind)
     dx, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
         as_rows(dn), rows, o.norm, t.norm_weight, o.eps, bias=t.norm_bias, n=n,
@@ -133,7 +134,7 @@ def through_norm(
             sum_for(need.norm_bias, t.norm_bias),
             behind.sum if hands else sum_for(need_b_out, t.b_out, o.step),
         ),
-        of_residual=not hands,
+        of_residual=not hands, in_place=True,
     )  # fmt: skip
     found = {"norm_weight": by_weight, "norm_bias": by_bias} | ({"b_out": by_b_out} if need_b_out else {})
     return dx, found, [dropped, by_b_out] if hands else [None, None]

@@ -299,8 +299,10 @@ class _Substeps(torch.autograd.Function):
         steps, borders, needs = ctx.plan.steps, ctx.plan.borders, ctx.needs_input_grad[1:]
         tensors = ctx.saved_tensors  # read once: checkpointing allows no second look
         inputs, kept = tensors[: len(needs)], tensors[len(needs) :]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, *_differentiable_backward(steps, grad, needs, inputs)
+        if not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                return None, *_differentiable_backward(steps, grad, needs, inputs)
+            ctx.maybe_clear_saved_tensors()  # unless the graph is retained: what a step kept goes when it has run
         whole = _whole(steps)
         if whole is not None:
             backward = ctx.plan.backward or whole.backward(steps)
@@ -310,8 +312,9 @@ class _Substeps(torch.autograd.Function):
         grad_input = None  # of the tensor that a step, and those that join it, read
         handed = ()  # by the step that ran before, which comes after
         reads = _reads(steps, kept, needs, inputs[0])
+        del tensors, kept
         for i in range(len(steps) - 1, -1, -1):
-            step, (x, need_x, saved) = steps[i], reads[i]
+            step, (x, need_x, saved) = steps[i], reads.pop()
             need, dropped = step.needs(needs, need_x), None
             if borders[i + 1] and handed:
                 dropped, by_bias = map(given, handed)

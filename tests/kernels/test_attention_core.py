@@ -204,6 +204,6 @@ def test_side_by_side(widths, device):
     """Bit for bit a concatenation, in columns of a wider matrix, and its sums."""
     parts = [torch.randn(75, width, device=device).to(torch.bfloat16) for width in widths]
     wide = torch.full((75, sum(widths) + 3), 7.0, dtype=torch.bfloat16, device=device)
-    sums = side_by_side(parts, wide[:, 3:], Sum(torch.float32))
+    sums = side_by_side([parts], wide[:, 3:], Sum(torch.float32))
     assert torch.equal(wide[:, 3:], torch.cat(parts, 1)) and (wide[:, :3] == 7.0).all()
     torch.testing.assert_close(sums, torch.cat(parts, 1).float().sum(0))

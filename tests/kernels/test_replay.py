@@ -362,11 +362,35 @@ def test_a_recording_leaves_no_buffer_behind(monkeypatch):
     monkeypatch.setattr(replay._Allocations, "__torch_dispatch__", noted)
     gc.disable()
     try:
+        call = flat(*arguments(), "fast")
+        given = [weakref.ref(a) for a in call if isinstance(a, torch.Tensor)]
         with torch.no_grad(), device.recording("sm90", 132):
-            replay._record(_PYTHON["triton", "ffn_step"], *flat(*arguments(), "fast"))
-        assert len(born) > 3 and not any(ref() is not None for ref in born)
+            plan = replay._record(_PYTHON["triton", "ffn_step"], *call)
+        del call
+        assert plan and len(born) > 3 and not any(ref() is not None for ref in (*born, *given))
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["triton", "flash"])
+def test_a_recording_takes_no_memory(name):
+    """Of its buffers, all of which live until it ends: only what PyTorch's attention reads and makes, while it runs."""
+    from macaron_ops.bench import memory
+    from macaron_ops.kernels import attention_core, device, replay
+    from macaron_ops.ops.registry import _PYTHON
+    from tests.kernels.tools import attend_arguments
+
+    x, tensors, options = attend_arguments(128, 256, 4, mask=None)
+    x, tensors = (
+        torch.zeros_like(x, device="cpu"),
+        type(tensors)(*(t if t is None else torch.zeros_like(t, device="cpu") for t in tensors)),
+    )
+    function = _PYTHON["triton", "attend_step"]
+    with torch.no_grad(), device.recording("sm90", 132), attention_core.use_core(name):
+        replay._record(function, x, *tensors, *options, "fast")
+        levels = memory._levels(lambda: replay._record(function, x, *tensors, *options, "fast"), x.device)
+    matrices = levels.peak / (x.numel() * x.itemsize)
+    assert matrices < {"triton": 3.1, "flash": 5.1}[name]  # q, k and v while a view of them is made; o and what made it
 
 
 def test_descriptors_are_made_of_the_call_s_own_tensors():

@@ -116,6 +116,25 @@ def test_x_as_its_own_context(x, parameters):
     )
 
 
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("save", ["fast", "lean"])
+def test_a_retained_graph_is_run_again(parameters, save, backend):
+    """What a step kept goes when it has run backward, and only where the graph goes."""
+    status = macaron_ops.backends()[backend]
+    if not status.usable:
+        pytest.skip(status.reason)
+    p = {name: [t.detach().float().requires_grad_() for t in group] for name, group in parameters.items()}
+    x = torch.randn(2, 5, D, requires_grad=True)
+    with macaron_ops.use_backend(backend):
+        for _ in range(3):  # the third by a plan
+            y = split_layer(x, strang(p), save=save)
+            first, second = (torch.autograd.grad(y.sum(), [x, *leaves(p)], retain_graph=True) for _ in range(2))
+            last = torch.autograd.grad(y.sum(), [x, *leaves(p)])
+            assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, last, strict=True))
+            with pytest.raises(RuntimeError, match="second time"):
+                torch.autograd.grad(y.sum(), x)
+
+
 def test_differentiable_twice(x, parameters):
     x = x[:1, :2].detach().requires_grad_()
     weight = parameters["first"][0]
