@@ -247,6 +247,10 @@ def sphere_calls(draw):
         # Beside weights of e^beta x is nothing: S(x + step v) divides the errors of u by what is left of it in the
         # tangent space, of width - 1 dimensions (see _sum_is_there).
         assume(width > 4)
+    if options["weighting"] == "softmax" and not batch_shape and tensors.get("key", tensors["x"]).layout == "expanded":
+        # No score moves the softmax of equal keys (see _unequal).
+        tensors |= {"query": replace(tensors["query"], trained=False)} if "query" in tensors else {}
+        beta = {name: replace(t, trained=False) for name, t in beta.items()}
     if steep and direction == "difference":
         # A few keys make u, and the errors of their scores, times beta and over |u|^2, its gradients: the largest error
         # is that of the one u, of all draws, whose values cancel most. Means of a cap are all about as long.
