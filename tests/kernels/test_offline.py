@@ -70,6 +70,24 @@ def test_compiles(architecture):
 
 
 @pytest.mark.parametrize(
+    ("architecture", "kernel", "shape", "dtype"),
+    [
+        ("sm80", "hidden_backward_kernel", "16384,1024,4096", "bfloat16"),
+        ("sm90", "norm_backward_wide", "64,16384,64", "bfloat16"),
+        ("gfx942", "linear_residual_kernel", "16384,128,512", "float32"),
+    ],
+)
+def test_dropout_costs_no_kernel_its_registers(architecture, kernel, shape, dtype):
+    """Its words beside the derivative's numbers, its seed beside rows in blocks, a norm behind it: with what a call
+    without it takes, these spilled, or read the seed in every turn."""
+    found = rows("--arch", architecture, "--kernel", kernel, "--shape", shape, "--dtype", dtype)
+    assert any(row["constants"]["DROP"] for row in found)
+    for row in found:
+        assert row["faults"] == [] and row["used"]["stack"] == 0, row
+        assert row["used"]["narrow"] == 0 or kernel != "norm_backward_wide", row
+
+
+@pytest.mark.parametrize(
     ("architecture", "kernel", "spilled"),
     [
         *((name, "hidden_backward_kernel", 0) for name in ("sm80", "gfx942")),
