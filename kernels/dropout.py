@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["HIDDEN_STREAM", "OUTPUT_STREAM", "Dropout", "drop", "keeps", "read"]
+__all__ = ["HIDDEN_STREAM", "OUTPUT_STREAM", "Dropout", "drop", "keeps"]
 
 OUTPUT_STREAM = 0  # dropout of the operator's output
 HIDDEN_STREAM = 1  # dropout of the hidden activations
@@ -40,15 +40,9 @@ class Dropout(NamedTuple):
 
 
 @triton.jit
-def read(seed, DROP: tl.constexpr):
-    """The seed as a number, where one is drawn from."""
-    return tl.load(seed) if DROP else seed
-
-
-@triton.jit
 def keeps(rows, columns, width, seed, stream, p, DROP: tl.constexpr):
     """Whether each element of the tile at ``rows``, ``columns`` of a tensor (any, width) is kept. A loop over memory
-    reads the seed before (:func:`read`): in it Triton would copy it again in every turn, as if it were a tile."""
+    reads the seed before, and gives the number: in it Triton would copy it in every turn, as if it were a tile."""
     if DROP:
         position = rows.to(tl.int64)[:, None] * width + columns[None, :]
         return tl.rand(tl.load(seed) if seed.dtype.is_ptr() else seed, position + stream) >= p

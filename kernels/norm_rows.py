@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .device import ceil_div, launch
-from .dropout import Dropout, drop, keeps, read
+from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
@@ -58,7 +58,8 @@ def norm_backward(
     by_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     by_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     by_output = tl.zeros((ROWS, BLOCK), tl.float32)
-    seed = read(seed, DROP)
+    if DROP:
+        seed = tl.load(seed)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]

@@ -6,7 +6,7 @@ a row of memory for each program, which no other program touches.
 import triton
 import triton.language as tl
 
-from .dropout import drop, keeps, read
+from .dropout import drop, keeps
 from .emulation import rounded
 from .norm import affine, rstd_of
 from .rows import offsets
@@ -76,7 +76,8 @@ def norm_backward_wide(
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
-    seed = read(seed, DROP)
+    if DROP:
+        seed = tl.load(seed)
     for tile in range(tl.program_id(0), M, tl.num_programs(0)):
         row = tl.cast(tile, tl.int64)
         rows = row + tl.arange(0, 1)
