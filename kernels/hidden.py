@@ -321,8 +321,9 @@ def hidden_backward(
     else:
         bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
         t = _tile("hidden_backward", w, count, hidden, width, bound)
-        if dropout.drops:  # its words lie beside the derivative's numbers
-            t = t._replace(SLICES=max(t.slices, t.slices_of(8)))
+        if dropout.drops:  # its words lie beside the derivative's numbers, and with a gate's beside no second tile
+            gated = activation in ACTIVATION_OF_GATE
+            t = t._replace(SLICES=max(t.slices, t.slices_of(8)), PERSISTENT=t.PERSISTENT and not gated)
     dz = torch.empty_like(z) if need_z else None
     h = torch.empty((count, hidden), dtype=z.dtype, device=device) if need_h and not reads_h(activation) else None
     sums = None
