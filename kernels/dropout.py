@@ -41,10 +41,11 @@ class Dropout(NamedTuple):
 
 @triton.jit
 def keeps(rows, columns, width, seed, stream, p, DROP: tl.constexpr):
-    """Whether each element of the tile at ``rows``, ``columns`` of a tensor (any, width) is kept."""
+    """Whether each element of the tile at ``rows``, ``columns`` of a tensor (any, width) is kept. A loop over memory
+    reads the seed before, and gives the number: in it Triton would copy it in every turn, as if it were a tile."""
     if DROP:
         position = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        return tl.rand(tl.load(seed), position + stream) >= p
+        return tl.rand(tl.load(seed) if seed.dtype.is_ptr() else seed, position + stream) >= p
     else:
         return rows >= 0  # nobody looks: Triton 3.6 returns no None
 

@@ -176,12 +176,16 @@ def hidden_backward_kernel(
     """A program: its share of the tiles of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
     F = aligned(F, ALIGN)
     first, last, step = turns(M, F, BM, BN, PERSISTENT)
+    finished = first - step  # where the epilogue is: nothing of a tile's place is carried through the sum
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
         row, column = tile_row * BM, tile_column * BN
         tile = product(
             g, w, row, column, M, F, 0, K, g_stride, w_stride, True, False, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
         )
+        finished += step
+        tile_row, tile_column = tile_at(finished, M, F, BM, BN, GROUP)
+        row, column = tile_row * BM, tile_column * BN
         parts = slices(tile, BM, BN, SLICES)
         rows = row + tl.arange(0, BM).to(tl.int64)
         at = column + tl.arange(0, BN // SLICES)
@@ -318,6 +322,9 @@ def hidden_backward(
     else:
         bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
         t = _tile("hidden_backward", w, count, hidden, width, bound)
+        if dropout.drops:  # its words lie beside the derivative's numbers, and with a gate's beside no second tile
+            gated = activation in ACTIVATION_OF_GATE
+            t = t._replace(SLICES=max(t.slices, t.slices_of(8)), PERSISTENT=t.PERSISTENT and not gated)
     dz = None
     if need_z:
         dz = z if in_place and not reads_h(activation) else torch.empty_like(z)

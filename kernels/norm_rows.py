@@ -21,7 +21,7 @@ from .dropout import Dropout, drop, keeps
 from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
-from .rows import STAGES, Rows, alignment, offsets, row_tiles
+from .rows import Rows, alignment, offsets, row_tiles, stages
 from .sums import Sum, partial_sums, sums_of
 
 __all__ = ["normalize_rows", "normalize_rows_backward"]
@@ -58,6 +58,8 @@ def norm_backward(
     by_weight = tl.zeros((ROWS, BLOCK), tl.float32)
     by_bias = tl.zeros((ROWS, BLOCK), tl.float32)
     by_output = tl.zeros((ROWS, BLOCK), tl.float32)
+    if DROP:
+        seed = tl.load(seed)
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=STAGES):
         rows = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)
         inside = (rows < M)[:, None] & (columns < D)[None, :]
@@ -159,7 +161,7 @@ def normalize_rows_backward(
         grad.tensor, x.tensor, weight, None if n is None else bias, n,
         None if residual is None else r.tensor, *written, *partial, a, eps, x.count,
         *grad[2:], *x[2:], *r[2:], *dropout, DROP=dropout.drops, OF_RESIDUAL=of_residual and sums[2] is not None,
-        STAGES=STAGES,
+        STAGES=stages(device),
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip

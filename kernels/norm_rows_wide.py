@@ -76,6 +76,8 @@ def norm_backward_wide(
     D: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(ROWS == 1)
+    if DROP:
+        seed = tl.load(seed)
     for tile in range(tl.program_id(0), M, tl.num_programs(0)):
         row = tl.cast(tile, tl.int64)
         rows = row + tl.arange(0, 1)

@@ -27,7 +27,7 @@ from torch import Tensor
 from .device import ceil_div, launch, why_not_on
 from .emulation import rounded
 from .normalize_step_wide import step_backward_wide, step_forward_wide
-from .rows import LONGEST, STAGES, alignment, as_rows, offsets, row_tiles
+from .rows import LONGEST, alignment, as_rows, offsets, row_tiles, stages
 from .step import STEP_CHANNELS, move, move_backward, read_step, step_kind
 from .sums import Sum, sums_of
 
@@ -150,7 +150,7 @@ def backward(grad: Tensor, needs: tuple[bool, ...], x: Tensor, tensors, saved: S
         gs.tensor, xs.tensor, us.tensor, grad_x, grad_u, partial, step, options.step, options.eps, xs.count,
         *gs[2:], *xs[2:], *us[2:],
         D=width, DIRECTION=options.direction, STEP=kind, NEED_X=need_x, NEED_U=need_u, NEED_STEP=need_step,
-        STAGES=STAGES, ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
+        STAGES=stages(x.device), ROWS=tiles.ROWS, BLOCK=tiles.BLOCK,
         ALIGN=alignment(*gs[3:], *xs[3:], *us[3:]), num_warps=tiles.num_warps,
     )  # fmt: skip
     wanted = Sum(tensors.step_tensor.dtype) if need_step else None

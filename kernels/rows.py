@@ -12,15 +12,15 @@ import triton
 import triton.language as tl  # noqa: F401 - the interpreter wants to see it beside a jit function
 from torch import Tensor
 
-from .device import ceil_div, power_of_2, processors
+from .device import ceil_div, power_of_2, processors, target
 
-__all__ = ["LONGEST", "RowTiles", "Rows", "aligned", "alignment", "as_rows", "offsets", "row_tiles"]
+__all__ = ["LONGEST", "RowTiles", "Rows", "aligned", "alignment", "as_rows", "offsets", "row_tiles", "stages"]
 
 LONGEST = 65536  # channels of a row
 WIDEST = 8192  # channels that a program keeps in registers: with 16 warps 16 numbers a thread and tensor
 WIDE_BLOCK = 4096  # columns of a block where a row is longer
 TILE = 2048  # elements that a program has at once where rows are short: 16 a thread
-STAGES = 3  # of those kernels: the next tile is under way while one is computed
+_STAGES = {"sm80": 2}  # of those kernels: the next tile is under way while one is computed; a third spills there
 PROGRAMS_PER_PROCESSOR = 4  # of kernels that walk over the rows and keep sums
 
 
@@ -85,6 +85,11 @@ def row_tiles(width: int) -> RowTiles:
     block = max(power_of_2(width), 2)
     rows = max(1, min(TILE // block, 256))
     return RowTiles(rows, block, {4096: 8, 8192: 16}.get(block, 4), False)
+
+
+def stages(device: torch.device) -> int:
+    """Of a kernel whose programs walk over the rows."""
+    return _STAGES.get(target(device).architecture, 3)
 
 
 def alignment(*numbers: int) -> int:

@@ -93,7 +93,11 @@ class Tile(NamedTuple):
     @property
     def slices(self) -> int:
         """16 elements a thread, 8 where registers are few."""
-        return self.SLICES or max(1, min(self.BM * self.BN // ((256 if self.MAXNREG else 512) * self.num_warps), 8))
+        return self.SLICES or self.slices_of(8 if self.MAXNREG else 16)
+
+    def slices_of(self, elements: int) -> int:
+        """How many leave a thread so many elements at once; 8 at most."""
+        return max(1, min(self.BM * self.BN // (32 * elements * self.num_warps), 8))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ _EXAMPLES = """examples:
   macaron-ops gpu-suite --out results/h100                  goes on with it: what is there is not done again
   macaron-ops gpu-suite --out results/h100 --only ceilings,ffn
 
-In a checkout `python -m macaron_ops gpu-suite` needs torch and triton alone, no installation and no network.
+In a checkout `python -m macaron_ops gpu-suite` needs torch, numpy and triton alone, no installation and no network.
 
 exit codes:
   0 nothing failed (what there was no time for is in the summary)   1 a gpu test, a measurement or a step failed

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 from macaron_ops import cli, doctor
 from macaron_ops.bench import results, runner
 
+TEACHING = ("tune", "inspect-kernels", "gpu-suite")
 TINY_LAYERS = [
     "bench",
     "layers",
@@ -31,13 +34,19 @@ def refused(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["bench"], ["bench", "layers"], ["bench", "all"], ["profile"], ["doctor"], ["gpu-suite"]]
+    "command", ["", "bench", "bench layers", "bench all", "profile", "doctor", "gpu-suite", *TEACHING]
 )
-def test_every_command_has_help(arguments, capsys):
+def test_every_command_has_help(command, capsys):
+    """Whose examples are commands."""
     with pytest.raises(SystemExit) as exit_code:
-        cli.main([*arguments, "--help"])
+        cli.main([*command.split(), "--help"])
     assert exit_code.value.code == 0
-    assert "usage: macaron-ops" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "usage: macaron-ops" in said
+    examples = re.findall(r"^ +macaron-ops (.+?)(?:  | && |$)", said, re.MULTILINE)
+    assert len(examples) >= (4 if command in TEACHING else 0)
+    for example in (each for each in examples if "--help" not in each):
+        assert cli.parser().parse_args(shlex.split(example)).run
 
 
 def test_an_unwritable_out_is_refused_before_anything_runs(tmp_path, capsys, monkeypatch):

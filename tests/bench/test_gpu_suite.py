@@ -254,18 +254,44 @@ def test_measurements_of_all_steps_are_one_document(tmp_path, make_document, mak
     assert (tmp_path / "report.html").exists()
 
 
-def test_the_same_steps_on_the_cpu_from_end_to_end(tmp_path):
-    """A measurement by the real command, and real tests in two processes."""
+def ceilings_of_the_cpu():
     command = steps.bench("ceilings", "--dtype", "float32")
-    ceilings = dataclasses.replace(
+    return dataclasses.replace(
         step("ceilings", limit=300), command=lambda folder: ["cpu" if a == "cuda" else a for a in command(folder)]
     )
+
+
+BARE = """
+import pathlib, socket, sys
+
+def refuse(*arguments, **options):
+    raise OSError("there is no network")
+
+socket.getaddrinfo = socket.socket.connect = refuse
+sys.modules.update(dict.fromkeys(("rich", "matplotlib", "transformers", "hypothesis", "pytest", "scipy"), None))
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+pathlib.Path(__file__).with_suffix(".met").touch()
+"""
+
+
+def test_torch_and_numpy_without_a_network_are_enough(tmp_path, monkeypatch):
+    """A step's process finds the checkout; what the extras or an installation would bring is not there."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = do(tmp_path / "out", ceilings_of_the_cpu())
+    assert statuses(found) == [("ceilings", "done")], (tmp_path / "out" / "summary.md").read_text()
+    assert (tmp_path / "sitecustomize.met").exists()
+    assert results.load(tmp_path / "out")["ceilings"]["gemm"]["float32"]["flops_per_s"] > 0
+
+
+def test_the_same_steps_on_the_cpu_from_end_to_end(tmp_path):
+    """A measurement by the real command, and real tests in two processes."""
     goals = "tests/bench/test_goals.py"
     tests = dataclasses.replace(
         step("tests", limit=300),
         command=lambda folder: ["-m", "macaron_ops.bench.gpu_suite.gpu_tests", str(folder), "2", goals],
     )
-    found = do(tmp_path, ceilings, tests)
+    found = do(tmp_path, ceilings_of_the_cpu(), tests)
     assert statuses(found) == [("ceilings", "done"), ("tests", "done")], (tmp_path / "summary.md").read_text()
     assert results.load(tmp_path)["ceilings"]["gemm"]["float32"]["flops_per_s"] > 0
     counted = json.loads((tmp_path / "steps" / "tests" / "tests.json").read_text())
