@@ -1,7 +1,8 @@
 """The harness: measured speed, memory and agreement of macaron_ops against eager PyTorch.
 
     presets, eager        what is measured, and the eager layers that everything is measured against
-    suites/               the groups of variants: layers, operators, a real model, splitting schemes, particles
+    eager_decoders        those of the suite of nGPT
+    suites/               the groups of variants: layers, operators, a real model, splitting schemes, particles, nGPT
     studies/              what the suite of schemes finds out beside times: orders, errors, a training check
     correctness           a variant is checked before it is timed
     timing, memory        how one number is taken

@@ -15,9 +15,9 @@ def ffn_flops(tokens: int, width: int, hidden: int, *, gated: bool = False) -> i
     return (3 if gated else 2) * 2 * tokens * width * hidden
 
 
-def attention_flops(batch: int, length: int, width: int) -> int:
-    """q, k, v and the output projection, then Q K^T and P V over all heads."""
-    return 8 * batch * length * width * width + 4 * batch * length * length * width
+def attention_flops(batch: int, length: int, width: int, *, causal: bool = False) -> int:
+    """q, k, v and the output projection, then Q K^T and P V over all heads; half of these for a causal layer."""
+    return 8 * batch * length * width * width + (2 if causal else 4) * batch * length * length * width
 
 
 def layer_flops(batch: int, length: int, width: int, hidden: int) -> int:

@@ -61,6 +61,9 @@ _CUDA_ROWS = (*_ROWS, "residual_norm", "rms_norm", "sphere_norm")
 _SPHERE = ("ops", "sphere_attend_step D=64, 65,536 particles")
 _MILLION = ("ops", "sphere_attend_step D=3, 1,048,576 particles", "float32", _FORWARD)
 _BOUND_OF_A_MILLION = 0.30  # seconds of exponentials and of multiply-adds, each: csrc/cuda/sphere_attend_step.cu
+_QUARTER = ("ops", "sphere_attend_step D=3, 262,144 particles", "float32", _FORWARD)
+_BOUND_OF_A_QUARTER = _BOUND_OF_A_MILLION / 4**2  # pairs
+_NGPT = ("ngpt", "*", "bfloat16", _TRAINING)
 _SIZES = {"1 MB": "1 MB", "??* MB": "from 64 MB on"}
 
 
@@ -90,6 +93,15 @@ _GPU_GOALS = (
     *(_long_layer(width, " Strang", LIE_TROTTER, 0.7, ACTIVATIONS) for width in (512, 1024)),
     *(_long_layer(width, " lean Strang", LIE_TROTTER, 0.4, ACTIVATIONS) for width in (512, 1024)),
     Goal("particles, D=64", (*_SPHERE, "bfloat16", _FORWARD), TRITON, SDPA, 0.85),
+    Goal("nGPT layer, 4,096 tokens", _NGPT, f"{AUTO} nGPT", f"{AUTO} pre-norm", 1 / 1.15, shape={"length": 4096}),
+    *(
+        goal
+        for ours in (TRITON, CUDA)
+        for goal in (
+            Goal("262,144 particles in space", _QUARTER, ours, KEOPS, 2),
+            Goal("262,144 particles in space", _QUARTER, ours, None, 2 * _BOUND_OF_A_QUARTER, TIME),
+        )
+    ),
     Goal("a million particles in space", _MILLION, CUDA, None, 2 * _BOUND_OF_A_MILLION, TIME),
     _on_gpu(_WIDE, _FORWARD, PRODUCTS, 1 / 1.08),
     _on_gpu(_WIDE, _FORWARD, EAGER, 1.3),

@@ -63,6 +63,16 @@ GPU_PRESETS = {
     )
 }
 
+# nGPT's question is what the sphere costs at 4k tokens. On the CPU the same layer has few.
+NGPT = Preset(
+    "ngpt-1024",
+    1024,
+    4096,
+    16,
+    "swiglu",
+    _sizes(cpu=((1, 64), (1, 128), (2, 256)), gpu=((4, 4096),) * 3),
+)
+
 # Runs in a blink, so that the harness's own tests can walk every path, and is wide enough that the largest error of a
 # gradient is not a matter of luck. Never part of a run unless asked for by name.
 TINY = Preset("tiny", 48, 96, 3, "gelu", _TINY)

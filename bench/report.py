@@ -38,6 +38,11 @@ _SUITES = {
         "Particles on the sphere",
         "Rows of the phase diagram of clustering (32 particles on the circle, one beta, many starts); steps of many.",
     ),
+    "ngpt": (
+        "nGPT: what the sphere costs",
+        "One causal layer of nGPT beside a pre-norm (rms) layer with the same matrices, rotary positions and swiglu; "
+        "speeds are over our own pre-norm layer.",
+    ),
 }
 
 _METHOD = """

@@ -34,7 +34,7 @@ HEADER_FIELDS = {
     "rows": (list, "one for each variant of each group"),
 }
 ROW_FIELDS = {
-    "suite": (str, "layers, ops, model or schemes"),
+    "suite": (str, "layers, ops, model, schemes, sphere or ngpt"),
     "subject": (str, "the preset, operator or workload"),
     "shape": (dict, "the sizes that the subject was run with"),
     "dtype": (str, "float32, bfloat16, ..."),

@@ -48,6 +48,7 @@ _SUITES = {
     "model": "the trained MiniLM-L6 on real sentences, before and after replace_layers",
     "schemes": "splitting schemes: orders, errors against work, the splitting error of MiniLM-L6, fused against eager",
     "sphere": "particles on the sphere: rows of the phase diagram against eager, a step of 100,000 and a million",
+    "ngpt": "an nGPT layer against a pre-norm layer, ours, eager and compiled; 4 x 4,096 tokens on a GPU",
     "all": "layers, ops and model, one after another",
     "main": "all --quick: four minutes on two cores",
     "ceilings": "copy bandwidth and rate of matrix products, alone",
@@ -110,7 +111,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         title="what to measure",
         dest="suite",
         required=True,
-        metavar="{layers,ops,model,schemes,sphere,all,main,ceilings,report}",
+        metavar="{layers,ops,model,schemes,sphere,ngpt,all,main,ceilings,report}",
     )
     for name, about in _SUITES.items():
         suite = suites.add_parser(

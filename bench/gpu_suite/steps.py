@@ -15,6 +15,7 @@ from macaron_ops import native
 from macaron_ops.native.cuda import library
 
 from .. import ffn_tiles, numbers
+from ..group import EAGER, OURS
 from ..lines import aligned
 from ..presets import PRESETS
 
@@ -46,18 +47,20 @@ def bench(suite: str, *arguments: str) -> Callable[[Path], list[str]]:
     return command
 
 
-def _in_bfloat16(suite: str, backends: Sequence[str], *filters: str) -> Callable[[Path], list[str]]:
+def _in(dtype: str, suite: str, backends: Sequence[str], *filters: str) -> Callable[[Path], list[str]]:
     chosen = [argument for each in filters for argument in ("--filter", each)]
     asked = [argument for each in backends for argument in ("--backend", each)]
     ahead = ("--compile-ahead", str(PROCESSES))
-    return bench(suite, "--dtype", "bfloat16", "--seconds", str(SECONDS), *asked, *ahead, *chosen)
+    return bench(suite, "--dtype", dtype, "--seconds", str(SECONDS), *asked, *ahead, *chosen)
 
 
-def _beside_triton(why_not: Callable[[], str | None], chosen: str) -> Callable[[Path], list[str]]:
+def _beside_triton(
+    why_not: Callable[[], str | None], chosen: str, dtype: str = "bfloat16"
+) -> Callable[[Path], list[str]]:
     """The CUDA library's kernels beside Triton's where they are; Triton's are timed all the same."""
 
     def command(folder: Path) -> list[str]:
-        return _in_bfloat16("ops", ("triton",) if why_not() else ("triton", "cuda"), chosen)(folder)
+        return _in(dtype, "ops", ("triton",) if why_not() else ("triton", "cuda"), chosen)(folder)
 
     return command
 
@@ -100,7 +103,7 @@ STEPS = (
         seconds=95,
         least=40,
         limit=400,
-        command=_in_bfloat16("ops", ("triton",), *(f"ops/ffn_step {preset}/" for preset in PRESETS)),
+        command=_in("bfloat16", "ops", ("triton",), *(f"ops/ffn_step {preset}/" for preset in PRESETS)),
     ),
     Step(
         "wide",
@@ -109,6 +112,22 @@ STEPS = (
         least=20,
         limit=200,
         command=_beside_triton(ffn_tiles.why_not, "ops/ffn_step wmt-big F="),
+    ),
+    Step(
+        "ngpt",
+        "an nGPT layer over 4 x 4,096 tokens against a pre-norm layer, ours and eager",
+        seconds=25,
+        least=20,
+        limit=200,
+        command=_in("bfloat16", "ngpt", ("auto",), *(f"/forward+backward/{kind}" for kind in (EAGER, OURS))),
+    ),
+    Step(
+        "space",
+        "262,144 particles in space, CUDA's and Triton's, beside pykeops where it is installed",
+        seconds=15,
+        least=10,
+        limit=120,
+        command=_beside_triton(library.why_not_loaded, "D=3, 262,144 particles/", "float32"),
     ),
     Step(
         "tiles",
@@ -143,7 +162,7 @@ STEPS = (
         seconds=200,
         least=60,
         limit=600,
-        command=_in_bfloat16("layers", ("auto",)),
+        command=_in("bfloat16", "layers", ("auto",)),
     ),
     Step(
         "ops",
@@ -151,7 +170,9 @@ STEPS = (
         seconds=120,
         least=40,
         limit=600,
-        command=_in_bfloat16("ops", (), "attend_step", *(f"ops/normalize_step {p}" for p in ("wmt", "bert", "conf"))),
+        command=_in(
+            "bfloat16", "ops", (), "attend_step", *(f"ops/normalize_step {p}" for p in ("wmt", "bert", "conf"))
+        ),
     ),
     Step(
         "memcheck",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..group import Group
 from ..options import Options
-from . import layers, model, ops, schemes, sphere
+from . import layers, model, ngpt, ops, schemes, sphere
 
 SUITES = {
     "layers": layers.groups,
@@ -12,6 +12,7 @@ SUITES = {
     "model": model.groups,
     "schemes": schemes.groups,
     "sphere": sphere.groups,
+    "ngpt": ngpt.groups,
 }
 
 

@@ -9,8 +9,8 @@ On a GPU what ffn_step and the row kernels read is taken from memory: each call 
 
 Particles in three dimensions are float32 unless another dtype is asked for, and have more denominators: eager with its
 n x n matrix, `scaled_dot_product_attention`, and pykeops where it is installed. Eight times as many, too many for the
-matrix, are measured alone, in a full run on a GPU also a million, and on a GPU 65,536 of 64 channels beside
-`scaled_dot_product_attention`.
+matrix, are measured alone; on a GPU these are 262,144, beside pykeops, in a full run also a million, and 65,536 of 64
+channels beside `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ _PARTICLES["cuda"] = {"quick": (16, 1024, 64), "normal": (16, 4096, 64), "full":
 _IN_SPACE = {"cpu": {"quick": 4096, "normal": 16384, "full": 16384}}
 _IN_SPACE["cuda"] = {"quick": 8192, "normal": 16384, "full": 32768}
 _MANY = 8  # times as many as in space
+_MANY_ON_GPU = 1 << 18
 _MILLION = 1 << 20
 _CHECKED = 256  # of the many
+_KEOPS_DTYPES = ("float32", "float64")  # that it has on every device
 _STEP, _BETA = 0.1, 4.0
 WIDE_PRESET = "wmt-big"  # whose whole FFN is measured too
 _MEGABYTES = {"quick": (1, 64), "normal": (1, 64, 256), "full": (1, 64, 256, 1024)}
@@ -117,7 +119,8 @@ def cases(options: Options) -> list[Case]:
         space_case(_IN_SPACE[device][effort]),
     ]
     if effort != "quick":
-        found.append(many_case(_MANY * _IN_SPACE[device][effort]))
+        many = {"cpu": many_case(_MANY * _IN_SPACE["cpu"][effort]), "cuda": many_case(_MANY_ON_GPU, _by_keops())}
+        found.append(many[device])
     if device == "cuda":
         found += [many_case(_MILLION)] if effort == "full" else []
         wide = PRESETS[WIDE_PRESET]
@@ -261,16 +264,22 @@ def sphere_case(batch: int, particles: int, dimension: int) -> Case:
 def space_case(particles: int) -> Case:
     """Particles in space. No products: at D=3 those are hardly any of the work."""
     case = sphere_case(1, particles, 3)
+    return replace(case, products=[], rivals=case.rivals | _by_keops(), min_rounds=5, dtypes=("float32",))
+
+
+def _by_keops() -> dict[str, Callable[..., Tensor]]:
+    """Where it is installed."""
     by_keops = partial(eager.sphere_attend_step_keops, step=_STEP, beta=_BETA)
-    keops = {KEOPS: by_keops} if importlib.util.find_spec("pykeops") else {}
-    return replace(case, products=[], rivals=case.rivals | keops, min_rounds=5, dtypes=("float32",))
+    return {KEOPS: by_keops} if importlib.util.find_spec("pykeops") else {}
 
 
-def many_case(particles: int) -> Case:
+def many_case(particles: int, rivals: dict[str, Callable[..., Tensor]] | None = None) -> Case:
     """As many as only a form in linear memory can do."""
     case = sphere_case(1, particles, 3)
     subject = f"{case.subject}, {particles:,} particles"
-    return replace(case, subject=subject, products=[], rivals={}, alone=True, min_rounds=3, dtypes=("float32",))
+    return replace(
+        case, subject=subject, products=[], rivals=rivals or {}, alone=True, min_rounds=3, dtypes=("float32",)
+    )
 
 
 def wide_many_case(particles: int, dimension: int) -> Case:
@@ -283,7 +292,8 @@ def wide_many_case(particles: int, dimension: int) -> Case:
 def group(case: Case, dtype: str, direction: str, options: Options) -> Group:
     x = case.tensors["x"]
     compiled = (COMPILED,) if options.compile and options.effort != "quick" else ()
-    theirs = (*(() if case.alone else (EAGER, *compiled)), *case.rivals)
+    rivals = (name for name in case.rivals if name != KEOPS or dtype in _KEOPS_DTYPES)
+    theirs = (*(() if case.alone else (EAGER, *compiled)), *rivals)
     ours = (f"{OURS} {name}" for name in _backends(case, options))
     bare = (PRODUCTS,) if case.products else ()
     return Group(

@@ -1,5 +1,7 @@
 """Rows and documents as a run makes them, and a preset that runs in a blink."""
 
+from dataclasses import replace
+
 import pytest
 
 from macaron_ops.bench import presets, results, suites
@@ -66,6 +68,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(suites.layers, "PRESETS", {"tiny": presets.TINY})
     monkeypatch.setattr(suites.ops, "PRESETS", {"tiny": presets.TINY})
     monkeypatch.setattr(suites.schemes, "PRESETS", {"tiny": presets.TINY})
+    monkeypatch.setattr(suites.ngpt, "PRESETS", (replace(presets.TINY, activation="swiglu"),))
     monkeypatch.setattr(suites.schemes, "PRESET", "tiny")
     monkeypatch.setattr(suites.ops, "QUICK_PRESETS", ("tiny",))
     monkeypatch.setattr(suites.ops, "NORMAL_PRESETS", ("tiny",))

@@ -17,6 +17,8 @@ from macaron_ops.bench.eager import (
     sphere_attend_step_keops,
     sphere_attend_step_sdpa,
 )
+from macaron_ops.bench.eager_decoders import EAGER_DECODERS
+from macaron_ops.nn.positions import rotary_angles
 
 B, T, D, HEADS, HIDDEN = 2, 5, 12, 3, 16
 
@@ -69,6 +71,31 @@ def test_flops_are_those_that_torch_counts(layer, direction):
         if direction == "forward+backward":
             y.sum().backward()
     assert flops.of_pass(flops.layer_flops(B, T, D, HIDDEN), direction) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layer", EAGER_DECODERS.values(), ids=EAGER_DECODERS)
+@pytest.mark.parametrize("direction", flops.PASSES)
+def test_flops_of_a_causal_layer_are_those_that_torch_counts_but_for_half_the_square(layer, direction):
+    module, rotary = layer(D, HEADS, HIDDEN), rotary_angles(T, D // HEADS)
+    x = torch.randn(B, T, D, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        y = module(x, rotary)
+        if direction == "forward+backward":
+            y.sum().backward()
+    forward = flops.attention_flops(B, T, D, causal=True) + flops.ffn_flops(B * T, D, HIDDEN, gated=True)
+    assert flops.of_pass(forward + 2 * B * T * T * D, direction) == counter.get_total_flops()
+
+
+def test_both_decoders_have_equal_matrices():
+    matrices = [
+        {
+            name: parameter.shape
+            for name, parameter in layer(D, HEADS, HIDDEN).named_parameters()
+            if "proj" in name or "linear" in name
+        }
+        for layer in EAGER_DECODERS.values()
+    ]
+    assert matrices[0] == matrices[1] and len(matrices[0]) == 4
 
 
 def test_no_hidden_unit_is_within_rounding_of_the_kink_of_relu():

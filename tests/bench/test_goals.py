@@ -116,6 +116,6 @@ def test_goals_over_many_tokens_are_not_judged_by_few(judge, make_row):
 
 def test_every_goal_names_a_variant_and_suite_that_the_harness_measures():
     for goal in goals.GOALS:
-        assert goal.where[0] in ("layers", "ops", "model")
+        assert goal.where[0] in ("layers", "ops", "model", "ngpt")
         assert goal.where[3] in ("forward", "forward+backward")
         assert goal.variant.startswith((goals.NATIVE, goals.TRITON, goals.CUDA, goals.AUTO, goals.AFTER))

@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 
 from macaron_ops import cli
-from macaron_ops.bench import environment, results
+from macaron_ops.bench import environment, goals, results, runner, suites
 from macaron_ops.bench.gpu_suite import gpu_tests, record, run, steps, summary
 from macaron_ops.bench.gpu_suite.steps import Step
 
@@ -407,21 +408,41 @@ def test_the_steps_are_told_and_every_bench_step_is_a_command_that_exists(capsys
     assert all(each.least <= each.seconds <= each.limit for each in steps.STEPS)
 
 
-def test_the_filters_of_the_steps_share_the_groups_of_ops_among_them(monkeypatch):
-    """Every group of bfloat16 is in one step and in one alone."""
-    from macaron_ops.bench import runner
-    from macaron_ops.bench.suites import ops
-
+def bench_steps(monkeypatch):
+    """(suite, options, every group, the jobs) of the steps that measure, as on a GPU."""
     monkeypatch.setattr(cli, "_device", lambda given: torch.device("cuda"))
-    every, taken = None, []
     for each in steps.STEPS:
         command = each.command(Path("folder"))
-        if command[2:4] == ["bench", "ops"]:
+        if command[2:3] == ["bench"] and command[3] != "ceilings":
             options = cli.bench_options(cli.parser().parse_args(command[2:]))
-            groups = ops.groups(options)
+            groups = suites.groups([command[3]], options)
+            yield command[3], options, groups, runner.select(groups, options)
+
+
+def test_the_filters_of_the_steps_share_the_groups_of_ops_among_them(monkeypatch):
+    """Every group of bfloat16 is in one step and in one alone."""
+    every, taken = None, []
+    for suite, options, groups, jobs in bench_steps(monkeypatch):
+        if suite == "ops" and options.dtypes == ("bfloat16",):
             every = {group.name for group in groups}
-            taken += [job.group.name for job in runner.select(groups, options)]
+            taken += [job.group.name for job in jobs]
     assert len(taken) == len(set(taken)) and set(taken) == every
+
+
+def test_every_goal_on_a_gpu_is_measured_by_a_step(monkeypatch):
+    """But for those of the CUDA library, which may not be here."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # pykeops
+    jobs = [job for *_, found in bench_steps(monkeypatch) for job in found]
+
+    def measured(goal, job):
+        found = job.group
+        words = (found.suite, found.subject, found.dtype, found.direction)
+        fits = goal.shape.items() <= found.shape.items() and goal.tokens in (None, found.tokens)
+        return fits and all(map(fnmatch, words, goal.where)) and {goal.variant, goal.over} - {None} <= {*job.names}
+
+    for goal in goals._GPU_GOALS:
+        if goal.variant != goals.CUDA:
+            assert any(measured(goal, job) for job in jobs), goal
 
 
 def test_without_a_gpu_and_with_wrong_arguments_it_is_refused(tmp_path, capsys, monkeypatch):

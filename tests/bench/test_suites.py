@@ -37,7 +37,15 @@ def run(jobs, options, folder, measured):
 
 @pytest.mark.parametrize(
     ("suite", "dtype"),
-    [("layers", "float32"), ("layers", "bfloat16"), ("ops", "float32"), ("ops", "bfloat16"), ("schemes", "float32")],
+    [
+        ("layers", "float32"),
+        ("layers", "bfloat16"),
+        ("ops", "float32"),
+        ("ops", "bfloat16"),
+        ("schemes", "float32"),
+        ("ngpt", "float32"),
+        ("ngpt", "bfloat16"),
+    ],
 )
 def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured):
     options = dataclasses.replace(NORMAL, dtype_names=(dtype,))
@@ -48,7 +56,22 @@ def test_every_variant_is_right_and_timed(suite, dtype, tiny, tmp_path, measured
     checked = [row for row in rows if row["variant"] != group.PRODUCTS]
     assert all(row["check"]["error"] <= row["check"]["allowed"] for row in checked)
     assert all(row["memory"]["peak_bytes"] > 0 for row in checked)
-    assert {f"{group.OURS} reference", f"{group.OURS} reference Strang"} & {row["variant"] for row in rows}
+    kinds = ("", " Strang", " nGPT")
+    assert {f"{group.OURS} reference{kind}" for kind in kinds} & {row["variant"] for row in rows}
+
+
+def test_an_ngpt_layer_is_told_over_our_pre_norm_layer_and_all_that_it_returns_is_checked(tiny, tmp_path, measured):
+    options = dataclasses.replace(NORMAL, dtype_names=("float32",), backends=("reference",))
+    jobs = runner.select(suites.groups(["ngpt"], options), options)
+    rows = run(jobs, options, tmp_path, measured)
+    assert {row["speedup"]["over"] for row in rows} == {"macaron_ops reference pre-norm"}
+    (layer,) = jobs[-1].group.build(["macaron_ops reference nGPT"])
+    found = layer.prepare().call()
+    assert len(found) == 10 and layer.check(found)["error"] > 0  # the output, of the input, of 8 parameters
+    assert torch.allclose(found[0].norm(dim=-1), torch.ones(()))
+    for i in range(len(found)):
+        with pytest.raises(WrongResult):
+            layer.check([1.01 * tensor if i == j else tensor for j, tensor in enumerate(found)])
 
 
 def test_rows_of_the_phase_diagram_are_right_and_timed(monkeypatch, tmp_path, measured):
@@ -138,6 +161,10 @@ def test_particles_in_space_have_named_denominators_and_many_run_alone(monkeypat
     assert found["sphere_attend_step D=3, 56 particles", "float32", "forward"] == ("macaron_ops native",)
     assert ("sphere_attend_step D=3, 56 particles", "float32", "forward+backward") not in found
     assert ("sphere_attend_step D=3", "bfloat16", "forward") not in found  # unless asked for
+    narrow = {
+        found.subject: found.names for found in ops.groups(dataclasses.replace(NORMAL, dtype_names=("bfloat16",)))
+    }
+    assert "pykeops" not in narrow["sphere_attend_step D=3"]  # which has no such numbers
     assert found["sphere_attend_step D=4", "bfloat16", "forward"][1] == "scaled_dot_product_attention"
     asked = ops.groups(dataclasses.replace(NORMAL, backends=("reference",)))
     assert all("macaron_ops reference" in group.names for group in asked)
