@@ -226,7 +226,11 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
     placed = _positioned(before, a, t)
     q, k = _split(placed, a)
     turned, found = placed is not before, {}
-    in_place = lean and not turned and not (need.attn_mask or need.key_padding_mask)  # q, k and v are not read again
+    # q, k and v are not read again: a floating mask's gradient needs the scores, and position_heads_backward reads a
+    # channel's partner, which another thread may have written over.
+    in_place = lean and not turned and not (need.attn_mask or need.key_padding_mask)
+    if in_place:
+        sources = None  # formed again below rather than kept beside the gradients of q, k and v
     matrices = [
         None if not any(want) else p if in_place else torch.empty_like(p)
         for p, want in zip(projected, wants, strict=True)
@@ -267,7 +271,7 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
         ]
         if need.qk_scale:  # q's heads and k's, which share a scale or have one each
             found["qk_scale"] = torch.cat(by_scale).view(-1, *t.qk_scale.shape).sum(0)
-    if in_place:  # formed again rather than kept beside the gradients of q, k and v
+    if in_place:
         sources = _sources(products, rows, t, o, [want.weight for want in wants])
     terms = [(p.of_x, (d, p.weight)) for p, want, d in zip(products, wants, matrices, strict=True) if want.source]
     to_x, to_context = ([term for of_x, term in terms if of_x is x] for x in (True, False))

@@ -145,10 +145,11 @@ def normalize_rows_backward(
     ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for; the last
     is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped.
     ``n``, if it is given, gets ``N(x) * weight + bias`` again. With ``in_place`` ``total`` takes the place of ``grad``,
-    which has no gaps, where they have one dtype."""
+    which is contiguous and the caller's own, where they have one dtype."""
     width, device = x.tensor.shape[-1], x.tensor.device
     tiles = row_tiles(width)
     programs = tiles.programs(x.count, device)
+    assert not in_place or grad.tensor.is_contiguous()
     in_place = in_place and total == grad.tensor.dtype
     written = [
         None if d is None else grad.tensor if here else torch.empty((x.count, width), dtype=d, device=device)

@@ -106,8 +106,9 @@ class _Allocations(TorchDispatchMode):
 
     def _take_memory(self, tensor: Tensor) -> None:
         memory = tensor.untyped_storage()
-        self._taken.append((memory, memory.nbytes()))
-        memory.resize_(0)
+        if memory.nbytes():  # two results may share it
+            self._taken.append((memory, memory.nbytes()))
+            memory.resize_(0)
 
     @contextmanager
     def _memory_of(self, args: tuple) -> Iterator[None]:
@@ -115,9 +116,11 @@ class _Allocations(TorchDispatchMode):
         given = [(memory, size) for memory, size in self._taken if any(memory is other for other in read)]
         for memory, size in given:
             memory.resize_(size)
-        yield
-        for memory, _ in given:
-            memory.resize_(0)
+        try:
+            yield
+        finally:
+            for memory, _ in given:
+                memory.resize_(0)
 
 
 class _Call(NamedTuple):
