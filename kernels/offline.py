@@ -36,6 +36,7 @@ SHARED_MEMORY = {"sm80": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx94
 # Accesses of fewer than 16 bytes a thread; and those of them that are one number for all threads, dropout's seed.
 _NARROW = r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)"
 _ONE_NUMBER = r"tt\.load .*: !tt\.ptr<"
+_WGMMA = r"ttng\.warp_group_dot\b"  # a product on Hopper
 _EXECUTABLE = 4  # SHF_EXECINSTR
 # Bytes of stack that are let pass, by Triton 3.7's compiler, each because more registers would be worse. For a few
 # kernels ptxas spills two to six rather than leave room for a program fewer on a processor: of norm_backward four of at
@@ -61,7 +62,7 @@ class Resources(NamedTuple):
     narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of tiles, by registers
     instructions: int  # of the machine code, padding included
     multiplies: bool  # has a product of 16-bit matrices
-    unwritten: int  # instructions that read a register which nothing wrote, where there is wgmma
+    unwritten: int  # instructions that read a register which nothing wrote, where there are two products by wgmma
 
 
 def _specialised(launch: Launch, architecture: str):
@@ -106,7 +107,7 @@ def resources(compiled) -> Resources:
         narrow=max(len(re.findall(_NARROW, text)) - len(re.findall(_ONE_NUMBER, asm["ttgir"])), 0),
         instructions=instructions,
         multiplies=re.search(r"tt\.dot\b.*x(?:bf16|f16)", asm["ttir"]) is not None,
-        unwritten=len(unwritten(asm["sass"])) if "wgmma.mma_async" in text else 0,
+        unwritten=len(unwritten(asm["sass"])) if len(re.findall(_WGMMA, asm["ttgir"])) > 1 else 0,
     )
 
 

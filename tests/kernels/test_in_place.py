@@ -26,9 +26,11 @@ TILES = [
     Case(macaron_ops.attend_step, "grouped-tiles", _attend(64, 4, (1, 140), kv_heads=2)),
     Case(macaron_ops.attend_step, "dropout", _attend(24, 3, (2, 7), **DROPOUT)),
     Case(macaron_ops.ffn_step, "tiles", _ffn(272, 136, (140,), activation="geglu")),
-    Case(macaron_ops.ffn_step, "wide-rows", _ffn(8320, 16, (3,))),
-    Case(macaron_ops.ffn_step, "few-rows", _ffn(2048, 64, (2,))),
+    Case(macaron_ops.ffn_step, "parts", _ffn(2048, 64, (2,))),
 ]
+CALLS = [(case, dtype) for case in SHARED for dtype in (torch.float32, torch.bfloat16)]
+CALLS += [(case, torch.float32) for case in TILES]
+REPLAYED = [case for case in SHARED if case.name in ("self", "gelu")]
 
 
 def gradients(case, dtype, device, save):
@@ -49,13 +51,12 @@ def assert_same(kept, again):
         assert (expected is None and actual is None) or torch.equal(expected, actual)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [*SHARED, *TILES], ids=repr)
+@pytest.mark.parametrize(("case", "dtype"), CALLS, ids=str)
 def test_the_same_bits(case, dtype, device):
     assert_same(*(gradients(case, dtype, device, save) for save in ("fast", "lean")))
 
 
-@pytest.mark.parametrize("case", [TILES[0], TILES[3]], ids=repr)
+@pytest.mark.parametrize("case", REPLAYED, ids=repr)
 def test_replays(case, device):
     """The third call of a kind is recorded, the fourth replayed."""
     run.forget()
@@ -64,11 +65,13 @@ def test_replays(case, device):
         assert_same(kept, gradients(case, torch.float32, device, "lean"))
 
 
-def test_the_gradient_of_x_takes_the_place_of_that_of_its_norm(device):
+@pytest.mark.parametrize("width", [24, 8320])
+def test_the_gradient_of_x_takes_the_place_of_that_of_its_norm(width, device):
+    """Where a program has whole rows, and where it walks over them twice in blocks."""
     from macaron_ops.kernels.norm_rows import normalize_rows_backward
     from macaron_ops.kernels.rows import as_rows
 
-    x, dn = torch.randn(5, 24, device=device), torch.randn(5, 24, device=device)
+    x, dn = torch.randn(5, width, device=device), torch.randn(5, width, device=device)
     apart, _, _ = normalize_rows_backward(as_rows(dn), as_rows(x), "layer", None, 1e-5, total=torch.float32)
     dx, _, _ = normalize_rows_backward(as_rows(dn), as_rows(x), "layer", None, 1e-5, total=torch.float32, in_place=True)
     assert dx.data_ptr() == dn.data_ptr() and torch.equal(dx, apart)
