@@ -156,13 +156,15 @@ def _nvidia_smi(device: torch.device) -> dict[str, object]:
 
 
 def _backends() -> dict[str, str]:
-    """Each backend of macaron_ops: 'usable', the native one with its instruction set, or why it is not."""
+    """Each backend of macaron_ops: 'usable', the native one with its instruction set, or why it is not; a reason that
+    names a file names it within the checkout."""
     import macaron_ops
     from macaron_ops import native
 
+    checkout = f"{Path(macaron_ops.__file__).parents[1]}{os.sep}"
     usable = {"native": f"usable, {native.cpu_isa()}"}
     return {
-        name: usable.get(name, "usable") if status.usable else status.reason
+        name: usable.get(name, "usable") if status.usable else status.reason.replace(checkout, "")
         for name, status in macaron_ops.backends().items()
     }
 
