@@ -16,7 +16,7 @@ SANITIZED := LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print
 
 help:
 	@echo "make bench     time Lie-Trotter and Strang layers and a real model: tables, plots, report.html in results/"
-	@echo "make test      run the tests (eight minutes on 2 cores, 20 at most)"
+	@echo "make test      run the tests (nine to sixteen minutes on 2 cores, by the machine)"
 	@echo "make native    build what changed in csrc/ (make bench and make test do it first); cuda where nvcc and a GPU's torch are"
 	@echo "make emulate   the tests of the operators on the AVX-512 kernels, emulated with AVX2"
 	@echo "make sanitize  the tests of the operators on a library with AddressSanitizer and UBSan (needs GCC)"

@@ -30,6 +30,11 @@ class Preset:
     def size(self, device_kind: str, effort: str) -> tuple[int, int]:
         return self.sizes["cpu" if device_kind == "cpu" else "gpu"][effort]
 
+    def shape(self, batch: int, length: int) -> dict[str, object]:
+        """What a row says of the layer and its inputs."""
+        sizes = {"batch": batch, "length": length, "width": self.width, "hidden": self.hidden, "heads": self.heads}
+        return {**sizes, "activation": self.activation}
+
 
 def _sizes(cpu: tuple[tuple[int, int], ...], gpu: tuple[tuple[int, int], ...]) -> dict[str, dict[str, tuple[int, int]]]:
     return {"cpu": dict(zip(EFFORTS, cpu, strict=True)), "gpu": dict(zip(EFFORTS, gpu, strict=True))}

@@ -41,14 +41,7 @@ def group(preset: Preset, dtype: str, direction: str, options: Options) -> Group
     return Group(
         suite="layers",
         subject=preset.name,
-        shape={
-            "batch": batch,
-            "length": length,
-            "width": preset.width,
-            "hidden": preset.hidden,
-            "heads": preset.heads,
-            "activation": preset.activation,
-        },
+        shape=preset.shape(batch, length),
         dtype=dtype,
         direction=direction,
         tokens=batch * length,

@@ -45,14 +45,7 @@ def _group(preset: Preset, dtype: str, direction: str, options: Options) -> Grou
     return Group(
         suite="ngpt",
         subject=preset.name,
-        shape={
-            "batch": batch,
-            "length": length,
-            "width": preset.width,
-            "hidden": preset.hidden,
-            "heads": preset.heads,
-            "activation": preset.activation,
-        },
+        shape=preset.shape(batch, length),
         dtype=dtype,
         direction=direction,
         tokens=batch * length,
