@@ -2,10 +2,12 @@
 
     calls       functions that Python calls, its own and C's (attributes of tensors are no calls)
     bytecodes   instructions that Python's interpreter executes
-    us          CPU time of the thread, the median of many calls: a second opinion, on this machine
+    us          CPU time of the thread, a low quantile of many calls: a second opinion, on this machine
+    bare        the same of the call's buffers and launches alone, one after the other, of backend `triton`
 
 The two counts are the same on every machine with the same Python, busy or not, and need no GPU: Triton's launches are
-recorded, planned for an H100, and not started. What is counted there is exactly the Python over the bare launches.
+recorded, planned for an H100, and not started. us - bare is the Python over the bare launches, as far as a CPU tells:
+what a GPU's own allocator and launches take comes on top, for either.
 The backend `native` computes, at sizes where that takes no time.
 
     TRITON_INTERPRET=1 python -m macaron_ops.bench.host
@@ -18,7 +20,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
@@ -69,69 +72,103 @@ def _bytecodes(call: Call) -> int:
     return count
 
 
-def microseconds(call: Call, rounds: int = 30, calls: int = 100) -> float:
-    """CPU time of one call on this thread: the median of `rounds` means."""
+def microseconds(call: Call, rounds: int = 60, calls: int = 50) -> float:
+    """CPU time of one call on this thread: the lower decile of `rounds` means, as other programs only add to it."""
     times = []
     for _ in range(rounds):
         begin = time.thread_time()
         for _ in range(calls):
             call()
         times.append((time.thread_time() - begin) / calls)
-    return statistics.median(times) * 1e6
+    return statistics.quantiles(times, n=10)[0] * 1e6
+
+
+def bare(call: Call, launches: MutableSequence) -> Call:
+    """The buffers and launches of `call`, which appends the latter to `launches`, and nothing else."""
+    import torch
+
+    from macaron_ops.kernels.device import Start
+
+    def run() -> tuple[list, dict]:
+        launches.clear()
+        call()
+        given = [a if isinstance(a, torch.Tensor) else getattr(a, "base", None) for each in launches for a in each[2]]
+        return [*launches], {t.untyped_storage().data_ptr(): t for t in given if t is not None}
+
+    _held, before = run()  # alive, so that the buffers of the second call lie elsewhere
+    made, tensors = run()
+    sizes = [(t.numel(), t.dtype) for place, t in tensors.items() if place not in before]  # else it is an argument
+    device = torch.device("cpu")
+    starts = [(Start(launch._replace(arguments=()), device), launch.arguments) for launch in made]
+
+    def alone() -> None:
+        for size, dtype in sizes:
+            torch.empty(size, dtype=dtype, device=device)
+        for start, arguments in starts:
+            start(*arguments)
+
+    return alone
 
 
 def cases(backend: str) -> dict[str, Call]:
-    """The operators that a backend has on few tokens of the CPU; where nothing computes also on many, whose products
-    take tensor descriptors. Zeros are memory that nobody has touched yet."""
+    """The operators that a backend has on few tokens of the CPU; where nothing computes also on as many as take tensor
+    descriptors, but no buffer of 32 MB, which glibc would ask of the kernel in each call."""
     import torch
 
     import macaron_ops
     from macaron_ops import attend_step, ffn_step, normalize_step
 
-    def ffn(trained, tokens, width, hidden, dtype=torch.float32):
-        x, w_in, b_in, w_out, b_out, weight, bias = (
-            torch.zeros(shape, dtype=dtype).requires_grad_(trained)
-            for shape in ((tokens, width), (hidden, width), (hidden,), (width, hidden), (width,), (width,), (width,))
-        )
-        return lambda: ffn_step(x, w_in, b_in, w_out, b_out, norm_weight=weight, norm_bias=bias, activation="gelu")
+    def zeros(*shapes, dtype=torch.float32):
+        return [torch.zeros(shape, dtype=dtype) for shape in shapes]
 
-    def attend(trained):
-        x, w_qkv, b_qkv, w_out, b_out = (
-            torch.zeros(shape).requires_grad_(trained) for shape in ((8, 16), (48, 16), (48,), (16, 16), (16,))
-        )
-        return lambda: attend_step(x, w_qkv, b_qkv, w_out, b_out, 2)
+    def ffn(tokens, width, hidden, dtype=torch.float32):
+        vector = (width,)
+        shapes = (tokens, width), (hidden, width), (hidden,), (width, hidden), vector, vector, vector
+        *arguments, weight, bias = tensors = zeros(*shapes, dtype=dtype)
+        return tensors, lambda: ffn_step(*arguments, norm_weight=weight, norm_bias=bias, activation="gelu")
 
-    def normalize(trained):
-        x, u = (torch.zeros(8, 16).requires_grad_(trained) for _ in range(2))
-        return lambda: normalize_step(x, u, 0.1)
+    def attend():
+        tensors = zeros((8, 16), (48, 16), (48,), (16, 16), (16,))
+        return tensors, lambda: attend_step(*tensors, 2)
+
+    def normalize():
+        tensors = zeros((8, 16), (8, 16))
+        return tensors, lambda: normalize_step(*tensors, 0.1)
+
+    def uses(name, make):
+        yield f"{name}, no gradient", make()[1]
+        tensors, call = make()
+        for t in tensors:
+            t.requires_grad_()
+        yield f"{name}, a gradient to come", call
+        dy = torch.zeros_like(tensors[0])
+        yield f"{name}, forward and backward", lambda: torch.autograd.grad(call(), tensors, dy)
 
     makers = {
-        "ffn_step, D=16": lambda trained: ffn(trained, 8, 16, 16),
-        "ffn_step, D=96": lambda trained: ffn(trained, 8, 96, 96),
+        "ffn_step, D=16": lambda: ffn(8, 16, 16),
+        "ffn_step, D=96": lambda: ffn(8, 96, 96),
         "normalize_step": normalize,
         "attend_step": attend,
     }
     if backend == "triton":
-        makers["ffn_step, D=1024"] = lambda trained: ffn(trained, 16384, 1024, 4096, torch.bfloat16)
-    return {
-        f"{name}, {gradient}": make(trained)
-        for name, make in makers.items()
-        if name.split(",")[0] in macaron_ops.backends()[backend].operators
-        for gradient, trained in {"no gradient": False, "a gradient to come": True}.items()
-    }
+        makers["ffn_step, D=1024"] = lambda: ffn(3840, 1024, 4096, torch.bfloat16)
+    operators = macaron_ops.backends()[backend].operators
+    return dict(use for name, make in makers.items() if name.split(",")[0] in operators for use in uses(name, make))
 
 
 @contextmanager
-def calls(backend: str) -> Iterator[dict[str, Call]]:
-    """The cases that a backend has, inside a region where they run on it; Triton's launches are not started."""
+def calls(backend: str) -> Iterator[tuple[dict[str, Call], MutableSequence]]:
+    """The cases that a backend has, inside a region where they run on it, and where the last of Triton's launches are
+    found, which are not started."""
     import macaron_ops
 
+    launches = deque(maxlen=16)  # more than a call has, and not the buffers of all of them
     with macaron_ops.use_backend(backend), ExitStack() as stack:
         if backend == "triton":
             from macaron_ops.kernels.device import recording
 
-            stack.enter_context(recording("sm90", 132))
-        yield cases(backend)
+            stack.enter_context(recording("sm90", 132, launches=launches))
+        yield cases(backend), launches
 
 
 def main() -> None:
@@ -145,11 +182,13 @@ def main() -> None:
         if not status.usable:
             print(f"{backend}: {status.reason}")
             continue
-        print(f"{backend:40} calls  bytecodes     us")
-        with calls(backend) as those:
+        planned = backend == "triton"
+        print(f"{backend:40} calls  bytecodes     us{'   bare' * planned}")
+        with calls(backend) as (those, launches):
             for name, call in those.items():
                 cost = Cost.of(call)
-                print(f"  {name:38} {cost.calls:5}  {cost.bytecodes:9}  {microseconds(call):5.1f}")
+                alone = f"  {microseconds(bare(call, launches)):5.1f}" if planned else ""
+                print(f"  {name:38} {cost.calls:5}  {cost.bytecodes:9}  {microseconds(call):5.1f}{alone}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The launchers' view of a device: what they ask of it, each asked once, and how they start a kernel on it."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
 class _Recording(NamedTuple):
     target: Target
-    launches: list[Launch]
+    launches: MutableSequence[Launch]
 
 
 _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None)  # of this thread
@@ -51,8 +51,8 @@ _recording: ContextVar[_Recording | None] = ContextVar("recording", default=None
 
 @contextmanager
 def recording(
-    architecture: str, processors: int, name: str = "", launches: list[Launch] | None = None
-) -> Iterator[list[Launch]]:
+    architecture: str, processors: int, name: str = "", launches: MutableSequence[Launch] | None = None
+) -> Iterator[MutableSequence[Launch]]:
     """Inside, launchers plan for that device and start nothing: the list, which may be given, holds their launches. For
     tensors of the meta device, so that kernels can be compiled for a GPU that is not there as the launchers would ask
     for them, and for whoever starts them later (:mod:`replay`)."""

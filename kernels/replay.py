@@ -258,7 +258,8 @@ def _replay(
         if number in returned and number != wanted[0] and t.numel() == 0:
             start = functools.partial(_same, t)  # what is not kept for the backward pass
         else:
-            start = functools.partial(torch.empty, t.shape, dtype=t.dtype, device=t.device)
+            size = t.shape or ((),)  # number by number: a torch.Size takes three times as long
+            start = functools.partial(torch.empty, *size, dtype=t.dtype, device=t.device)
         waiting[number] = start
     add_buffers([number for number in waiting if number in returned])
     for number, done in last.items():
@@ -283,12 +284,13 @@ def _replay(
 def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
     """Descriptors of other tensors that lie as the one in ``like`` does. What it was checked for when it was made holds
     for them too, and to check it again would cost more than all else: they get its fields and another base."""
-    others = {name: value for name, value in vars(like).items() if name != "base"}
+    fields = vars(like) | {"base": None}
     new = functools.partial(object.__new__, type(like))
 
     def describe(base: Tensor) -> TensorDescriptor:
         descriptor = new()
-        descriptor.__dict__ = {"base": base, **others}
+        descriptor.__dict__ = own = fields.copy()
+        own["base"] = base
         return descriptor
 
     return describe

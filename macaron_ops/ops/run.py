@@ -91,7 +91,7 @@ class _Remembered(NamedTuple):
         inputs = [tensors[i] if how is None else how(tensors[i]) for i, how in self.sources]
         if self.draws:
             inputs.insert(1, _draw(inputs[0]))
-        return _run(self.plan, inputs)
+        return _apply(self.plan, *inputs) if self.plan.differentiated else self.plan.forward(inputs)[0]
 
 
 _MOST = 1024  # plans that are remembered, and signatures that were met
@@ -343,6 +343,10 @@ class _Substeps(torch.autograd.Function):
         if needs[0]:
             _add(grads, 0, grad)
         return None, *grads
+
+
+# As `_Substeps.apply` ends, for a call that no transform looks on at, which it finds out each time.
+_apply = super(torch.autograd.Function, _Substeps).apply
 
 
 def _add(grads: list[Tensor | None], slot: int, result: Tensor) -> None:
