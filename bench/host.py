@@ -3,11 +3,10 @@
     calls       functions that Python calls, its own and C's (attributes of tensors are no calls)
     bytecodes   instructions that Python's interpreter executes
     us          CPU time of the thread, a low quantile of many calls: a second opinion, on this machine
-    bare        the same of the call's buffers and launches alone, one after the other, of backend `triton`
 
 The two counts are the same on every machine with the same Python, busy or not, and need no GPU: Triton's launches are
-recorded, planned for an H100, and not started. us - bare is the Python over the bare launches, as far as a CPU tells:
-what a GPU's own allocator and launches take comes on top, for either.
+recorded, planned for an H100, and not started. Its buffers and launches alone, one after the other, are taken off: what
+is left is the Python over the bare launches. `tests/kernels/start_offline.py --time` tells what a start takes.
 The backend `native` computes, at sizes where that takes no time.
 
     TRITON_INTERPRET=1 python -m macaron_ops.bench.host
@@ -83,29 +82,40 @@ def microseconds(call: Call, rounds: int = 60, calls: int = 50) -> float:
     return statistics.quantiles(times, n=10)[0] * 1e6
 
 
+def over_bare(call: Call, launches: MutableSequence) -> Cost:
+    """What `call` costs, as `Cost.of`, over the buffers and launches that it is there for."""
+    whole, alone = Cost.of(call), Cost.of(bare(call, launches))
+    return Cost(*(a - b for a, b in zip(whole, alone, strict=True)))
+
+
 def bare(call: Call, launches: MutableSequence) -> Call:
     """The buffers and launches of `call`, which appends the latter to `launches`, and nothing else."""
     import torch
 
-    from macaron_ops.kernels.device import Start
+    from macaron_ops.kernels.start import Start
 
     def run() -> tuple[list, dict]:
         launches.clear()
         call()
-        given = [a if isinstance(a, torch.Tensor) else getattr(a, "base", None) for each in launches for a in each[2]]
-        return [*launches], {t.untyped_storage().data_ptr(): t for t in given if t is not None}
+        given = [given_to(launch) for launch in launches]
+        return [*launches], {t.untyped_storage().data_ptr(): t for each in given for t in each}
+
+    def given_to(launch) -> list:
+        """Its tensors and those of its descriptors."""
+        given = [a if isinstance(a, torch.Tensor) else getattr(a, "base", None) for a in launch.arguments]
+        return [t for t in given if t is not None]
 
     _held, before = run()  # alive, so that the buffers of the second call lie elsewhere
     made, tensors = run()
     sizes = [(t.numel(), t.dtype) for place, t in tensors.items() if place not in before]  # else it is an argument
     device = torch.device("cpu")
-    starts = [(Start(launch._replace(arguments=()), device), launch.arguments) for launch in made]
+    starts = [(Start(launch, device), given_to(launch)) for launch in made]
 
     def alone() -> None:
         for size, dtype in sizes:
             torch.empty(size, dtype=dtype, device=device)
-        for start, arguments in starts:
-            start(*arguments)
+        for start, given in starts:
+            start(*given)
 
     return alone
 
@@ -182,13 +192,13 @@ def main() -> None:
         if not status.usable:
             print(f"{backend}: {status.reason}")
             continue
-        planned = backend == "triton"
-        print(f"{backend:40} calls  bytecodes     us{'   bare' * planned}")
+        print(f"{backend:40} calls  bytecodes     us")
         with calls(backend) as (those, launches):
             for name, call in those.items():
-                cost = Cost.of(call)
-                alone = f"  {microseconds(bare(call, launches)):5.1f}" if planned else ""
-                print(f"  {name:38} {cost.calls:5}  {cost.bytecodes:9}  {microseconds(call):5.1f}{alone}")
+                cost, time = Cost.of(call), microseconds(call)
+                if backend == "triton":
+                    cost, time = over_bare(call, launches), time - microseconds(bare(call, launches))
+                print(f"  {name:38} {cost.calls:5}  {cost.bytecodes:9}  {time:5.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,26 @@
 """The launchers' view of a device: what they ask of it, each asked once, and how they start a kernel on it."""
 
 import functools
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
-from triton.compiler import CompiledKernel
 
-__all__ = ["Launch", "Target", "ceil_div", "launch", "power_of_2", "processors", "recording", "target", "why_not_on"]
+__all__ = [
+    "Launch",
+    "Target",
+    "ceil_div",
+    "is_recording",
+    "launch",
+    "on",
+    "power_of_2",
+    "processors",
+    "recording",
+    "target",
+    "why_not_on",
+]
 
 _EMULATED_PROCESSORS = 2  # so that few tokens already take several turns
 
@@ -64,6 +75,11 @@ def recording(
         _recording.reset(token)
 
 
+def is_recording() -> bool:
+    """Whether launches are recorded here."""
+    return _recording.get() is not None
+
+
 def target(device: torch.device) -> Target:
     """What launchers plan for on this device."""
     recorded = _recording.get()
@@ -107,40 +123,12 @@ def launch(kernel, programs: int, device: torch.device, *arguments, **constants)
     if recorded is not None:
         recorded.launches.append(Launch(kernel, programs, arguments, constants))
         return None
-    with _on(device):
+    with on(device):
         return kernel[(programs,)](*arguments, **constants, enable_fp_fusion=True)
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on(device: torch.device) -> AbstractContextManager:
     """``device`` as the current one: Triton compiles for it, and starts on its current stream."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(device)
-
-
-class Start:
-    """A launch, to be made again with arguments that Triton specialises alike: dtypes, None, numbers, and tensors'
-    places modulo 16 bytes.
-
-    After the first time the compiled kernel is started as ``kernel[grid]`` ends by starting it, with its hooks, on the
-    current stream; to bind and specialise arguments takes several times as long. AMD's backend specialises on the size
-    of a tensor's memory too, and the interpreter compiles nothing: there ``kernel[grid]`` is called each time.
-    """
-
-    def __init__(self, launch: Launch, device: torch.device):
-        self._launch, self._device = launch, device
-        self._others: tuple = ()  # the kernel's parameters after the arguments
-        self._compiled: Callable | None = None
-
-    def __call__(self, *arguments) -> None:
-        if self._compiled is not None and _recording.get() is None:
-            with _on(self._device):
-                self._compiled(*arguments, *self._others)
-            return
-        kernel, programs, _, constants = self._launch
-        compiled = launch(kernel, programs, self._device, *arguments, **constants)
-        if type(compiled) is CompiledKernel and torch.version.hip is None and not kernel.pre_run_hooks:
-            names = kernel.arg_names[len(arguments) :]
-            if all(name in constants for name in names):  # else a default, which Triton fills in
-                self._others = tuple(constants[name] for name in names)
-                self._compiled = compiled[(programs, 1, 1)]

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .attention_core import OPERATORS, settings
-from .device import Launch, Start, recording, target
+from .device import Launch, recording, target
+from .start import Start
 from .tiles import in_use, precision
 
 __all__ = ["Recorded"]
@@ -172,13 +173,11 @@ def _record(function: Callable, *arguments) -> Callable | None:
 def _replay(
     arguments: Sequence, steps: Sequence[Launch | Tensor | _Call], outputs: Tensor | Sequence[Tensor]
 ) -> Callable:
-    """The steps in order, on values that have numbers: arguments, then constants, buffers and descriptors."""
+    """The steps in order, on values that have numbers: arguments, then buffers and views of either."""
     given = [a for step in steps if isinstance(step, Launch) for a in step.arguments]
-    constants = [a for a in given if not isinstance(a, (Tensor, TensorDescriptor))]
-    if not all(a is None or isinstance(a, (int, float, str)) for a in constants):
+    if not all(a is None or isinstance(a, (int, float, str, Tensor, TensorDescriptor)) for a in given):
         raise _Unknown  # one of them may hold a tensor
-    fixed = (*arguments, *constants)
-    values = [*fixed]
+    values = [*arguments]
     for step in steps:
         values += step.made.values() if isinstance(step, _Call) else [step] if isinstance(step, Tensor) else []
     memories = [v.untyped_storage() if isinstance(v, Tensor) else None for v in values]
@@ -187,11 +186,11 @@ def _replay(
     if not all(_begins(y, values[number]) for number, y in returned.items()):
         raise _Unknown  # a part of a buffer
     wanted = tuple(returned)
-    if min(wanted) < len(fixed) or len(wanted) < (1 if single else len(outputs)):
+    if min(wanted) < len(arguments) or len(wanted) < (1 if single else len(outputs)):
         raise _Unknown  # not new, or twice the same
     if not all(y.is_contiguous() and y.numel() == values[number].numel() for number, y in returned.items()):
         raise _Unknown  # a part of a buffer, or with strides of its own
-    constant, buffer = iter(range(len(arguments), len(fixed))), iter(range(len(fixed), len(values)))
+    buffer = iter(range(len(arguments), len(values)))
     plan: list[tuple[Callable, Callable, int | None, list[int]]] = []  # function, its arguments, its result, what ends
     last: dict[int, list[int]] = {}  # where the values are used last
 
@@ -200,7 +199,7 @@ def _replay(
     def append(start: Callable, numbers: Sequence[int], result: int | None) -> None:
         done: list[int] = []
         plan.append((start, _picker(numbers), result, done))
-        last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(fixed)), done))
+        last.update(dict.fromkeys((n for n in (*numbers, result) if n is not None and n >= len(arguments)), done))
 
     def add_buffers(numbers: Sequence[int]) -> None:
         for number in dict.fromkeys(numbers):
@@ -228,11 +227,6 @@ def _replay(
         number = _number(tensor, values, memories)
         return number if _begins(tensor, values[number]) else made(_viewer(tensor, values[number]), number)
 
-    def number_of(argument: object) -> int:  # not by calling itself: a cycle would keep the buffers until it is found
-        if isinstance(argument, TensorDescriptor):
-            return made(_describer(argument), number_at(argument.base))
-        return number_at(argument) if isinstance(argument, Tensor) else next(constant)
-
     def seen_as(view: Tensor) -> int:
         """The number of a tensor whose shape and strides are looked at too."""
         number = _number(view, values, memories)
@@ -250,8 +244,8 @@ def _replay(
                 add(_taker(place, returned.get(number, result), result), (results,), number)
             continue
         if isinstance(step, Launch):
-            numbers = [number_of(a) for a in step.arguments]
-            add(Start(step._replace(arguments=()), arguments[0].device), numbers, None)
+            bases = [a.base if isinstance(a, TensorDescriptor) else a for a in step.arguments]
+            add(Start(step, arguments[0].device), [number_at(t) for t in bases if isinstance(t, Tensor)], None)
             continue
         number = next(buffer)
         t = returned.get(number, step)
@@ -265,10 +259,10 @@ def _replay(
     for number, done in last.items():
         if number not in returned:
             done.append(number)
-    unset = (None,) * (len(values) - len(fixed))
+    unset = (None,) * (len(values) - len(arguments))
 
     def replay(*arguments):
-        values = [*arguments, *constants, *unset]
+        values = [*arguments, *unset]
         for start, pick, result, done in plan:
             if result is None:
                 start(*pick(values))
@@ -279,21 +273,6 @@ def _replay(
         return values[wanted[0]] if single else [values[number] for number in wanted]
 
     return replay
-
-
-def _describer(like: TensorDescriptor) -> Callable[[Tensor], TensorDescriptor]:
-    """Descriptors of other tensors that lie as the one in ``like`` does. What it was checked for when it was made holds
-    for them too, and to check it again would cost more than all else: they get its fields and another base."""
-    fields = vars(like) | {"base": None}
-    new = functools.partial(object.__new__, type(like))
-
-    def describe(base: Tensor) -> TensorDescriptor:
-        descriptor = new()
-        descriptor.__dict__ = own = fields.copy()
-        own["base"] = base
-        return descriptor
-
-    return describe
 
 
 def _viewer(like: Tensor, of: Tensor) -> Callable[[Tensor], Tensor]:
