@@ -77,9 +77,10 @@ def hidden_forward_kernel(
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
         row, column = tile_row * BM, tile_column * BN
         if GATED:
-            gate, up = product_pair(
+            pair = product_pair(
                 n, w, row, column, M, F, K, n_stride, w_stride, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
             )
+            gate, up = slices(pair, BM, 2 * BN, 2)
         else:
             gate = product(
                 n, w, row, column, M, F, 0, K, n_stride, w_stride, True, True, DESCRIPTORS, ALIGN, BM, BN, BK, PRECISION
@@ -272,7 +273,7 @@ def hidden_forward(
         )  # fmt: skip
         return h
     t = _tile("gated" if gated else "hidden", w, count, hidden, width, not dropout.drops)
-    operands, constants = as_operands(n, w, t, True, True, hidden)
+    operands, constants = as_operands(n, w, t, True, True, hidden, pair=gated)
     results, stores = as_results(t, z, h, whole=hidden if gated else 0)
     launch(
         hidden_forward_kernel, t.programs(count, hidden, device), device,

@@ -75,7 +75,7 @@ def narrow_ffn_kernel(
     n = rounded(n, w_in.dtype.element_ty)
     u = tl.zeros((BM, BK), tl.float32)
     z_width = 2 * F if GATED else F
-    for start in range(0, F, BN):
+    for start in range(0, tl.maximum(F, 1), BN):  # once at least: see product.py
         columns = start + tl.arange(0, BN)
         w_inside = (channels < D)[:, None] & (columns < F)[None, :]
         at = w_in + (channels[:, None] + columns.to(tl.int64)[None, :] * in_stride)

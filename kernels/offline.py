@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import compute_cache_key, create_function_from_signature
@@ -62,6 +63,7 @@ class Resources(NamedTuple):
     narrow: int  # reads and writes of memory by fewer than 16 bytes a thread, of tiles, by registers
     instructions: int  # of the machine code, padding included
     multiplies: bool  # has a product of 16-bit matrices
+    serialized: bool  # wgmma of which each waits for the last, by ptxas' own account
     unwritten: int  # instructions that read a register which nothing wrote, where there are two products by wgmma
 
 
@@ -106,6 +108,7 @@ def resources(compiled) -> Resources:
         tma=len(re.findall(r"cp\.async\.bulk\.tensor", text)),
         narrow=max(len(re.findall(_NARROW, text)) - len(re.findall(_ONE_NUMBER, asm["ttgir"])), 0),
         instructions=instructions,
+        serialized="wgmma.mma_async" in text and _serialized(text),
         multiplies=re.search(r"tt\.dot\b.*x(?:bf16|f16)", asm["ttir"]) is not None,
         unwritten=len(unwritten(asm["sass"])) if len(re.findall(_WGMMA, asm["ttgir"])) > 1 else 0,
     )
@@ -124,6 +127,17 @@ def _of_cubin(cubin: bytes) -> tuple[int | None, int | None]:
     return (int(found[1]), int(found[2])) if found else (None, None)
 
 
+def _serialized(ptx: str) -> bool:
+    """Whether ptxas, which Triton asks for no such notes, says that it lets asynchronous products wait (C7510 to
+    C7515): where something else writes to an accumulator meanwhile, or registers do not suffice."""
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", file.name, "-o", "/dev/null"]
+        notes = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return "wgmma.mma_async instructions are serialized" in notes
+
+
 def _instructions(cubin: bytes) -> int:
     """By the size of the ELF file's executable sections, 16 bytes each: disassembling takes longer than compiling."""
     table, size, count = struct.unpack_from("<Q10xHH", cubin, 0x28)
@@ -137,6 +151,8 @@ def faults(used: Resources, launch: Launch, architecture: str) -> list[str]:
     found = []
     if used.unwritten:
         found.append(f"{used.unwritten} reads of a register that nothing wrote: ptxas lost an instruction")
+    if used.serialized:
+        found.append("asynchronous products that wait for one another")
     if used.shared > SHARED_MEMORY[architecture]:
         found.append(f"{used.shared} bytes of shared memory, a block has {SHARED_MEMORY[architecture]}")
     if used.multiplies and not used.wgmma + used.mma:

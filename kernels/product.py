@@ -10,6 +10,10 @@ has gaps (the ``w.T`` of a Conv1D) is copied by :func:`as_matrix` in every call,
 A persistent kernel walks over its tiles in one loop with the sum over k (``flatten``): the copies for the next tile are
 under way while the epilogue of the last one runs.
 
+A sum over k has one term at least, masked if there is none, so that the compiler sees it: for a sum of none there would
+be a second copy of the epilogue, and beside accumulators that are 0 in one case ptxas lets every wgmma wait for the
+last (``offline.py`` looks for that).
+
 Descriptors: a block of an operand is then one instruction of one thread (TMA), instead of an address and a mask for
 every 16 bytes, and nothing lies in registers. They are made on the host: a kernel that makes its own writes them to
 memory first, about a microsecond of each program, in a buffer from an allocator that Triton keeps per context, which
@@ -42,16 +46,20 @@ def _can_be_described(w: Tensor) -> bool:
     return aligned and rows > 0 and stride >= columns > 0
 
 
-def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool, *numbers: int):
-    """``(A, B)`` and the constants of :func:`product`, for matrices whose last dimension has no gaps; ``numbers`` are
-    the lengths and strides of what else the kernel reads and writes."""
+def as_operands(a: Tensor, b: Tensor, t: Tile, a_along_k: bool, b_along_k: bool, *numbers: int, pair: bool = False):
+    """``(A, B)`` and the constants of :func:`product`, or :func:`product_pair`, for matrices whose last dimension has
+    no gaps; ``numbers`` are the lengths and strides of what else the kernel reads and writes."""
     constants = {"ALIGN": alignment(a.stride(0), b.stride(0), a.shape[1], b.shape[1], *numbers)}
     if not (t.DESCRIPTORS and _can_be_described(a) and _can_be_described(b)):
         return (a, b), {"DESCRIPTORS": False, **constants}
     block_a = [t.BM, t.BK] if a_along_k else [t.BK, t.BM]
     block_b = [t.BN, t.BK] if b_along_k else [t.BK, t.BN]
-    a, b = (TensorDescriptor(w, [*w.shape], [w.stride(0), 1], block) for w, block in ((a, block_a), (b, block_b)))
-    return (a, b), {"DESCRIPTORS": True, **constants}
+    described = TensorDescriptor(a, [*a.shape], [a.stride(0), 1], block_a)
+    if pair:
+        rows, stride = b.shape[0] // 2, b.stride(0)
+        halves = TensorDescriptor(b, [2, rows, b.shape[1]], [rows * stride, stride, 1], [2, *block_b])
+        return (described, halves), {"DESCRIPTORS": True, **constants}
+    return (described, TensorDescriptor(b, [*b.shape], [b.stride(0), 1], block_b)), {"DESCRIPTORS": True, **constants}
 
 
 def as_results(t: Tile, *results: Tensor | None, whole: int = 0):
@@ -130,7 +138,7 @@ def product(
     """The tile that begins at ``row``, ``column`` of A B over k in [begin, end), of the whole sum or a multiple of BK
     terms."""
     accumulator = tl.zeros((BM, BN), tl.float32)
-    for k in range(begin, end, BK):
+    for k in range(begin, tl.maximum(end, begin + 1), BK):
         left = _block(a, a_stride, row, k, M, end, BM, BK, A_ALONG_K, DESCRIPTORS, ALIGN)
         right = _block(b, b_stride, column, k, N, end, BN, BK, B_ALONG_K, DESCRIPTORS, ALIGN)
         accumulator = dot(left, right.T, accumulator, PRECISION)
@@ -142,13 +150,18 @@ def product_pair(
     a, b, row, column, M, N, K, a_stride, b_stride, DESCRIPTORS: tl.constexpr, ALIGN: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The tiles at ``column`` and N columns after it in one loop, both A and B with k inside."""
-    first = tl.zeros((BM, BN), tl.float32)
-    second = tl.zeros((BM, BN), tl.float32)
-    for k in range(0, K, BK):
+    """The tiles at ``column`` and N columns after it side by side, both A and B with k inside: one product, as ptxas
+    would let each instruction of two that take turns wait for the last."""
+    accumulator = tl.zeros((BM, 2 * BN), tl.float32)
+    for k in range(0, tl.maximum(K, 1), BK):
         left = _block(a, a_stride, row, k, M, K, BM, BK, True, DESCRIPTORS, ALIGN)
-        right = _block(b, b_stride, column, k, N, K, BN, BK, True, DESCRIPTORS, ALIGN)
-        first = dot(left, right.T, first, PRECISION)
-        right = _block(b, b_stride, N + column, k, 2 * N, K, BN, BK, True, DESCRIPTORS, ALIGN)
-        second = dot(left, right.T, second, PRECISION)
-    return first, second
+        if DESCRIPTORS:
+            right = tl.reshape(b.load([0, column, k]), (2 * BN, BK))
+        else:
+            within = tl.arange(0, 2 * BN) % BN
+            at = column + within + tl.where(tl.arange(0, 2 * BN) < BN, 0, N)
+            ks = k + tl.arange(0, BK)
+            at = at.to(tl.int64)[:, None] * aligned(b_stride, ALIGN) + ks[None, :]
+            right = tl.load(b + at, (column + within < N)[:, None] & (ks < aligned(K, ALIGN))[None, :], 0.0)
+        accumulator = dot(left, right.T, accumulator, PRECISION)
+    return accumulator

@@ -186,13 +186,14 @@ def wide_keys_kernel(
             ks, vs, dk, dv, q, g, shift, offset, first, border, keys, N, M, scale,
             E, D, CAUSAL, True, NEED_K, NEED_V, PRECISION, BM, BN, BE, BD,
         )  # fmt: skip
-    dk, dv = _along_queries(
-        ks, vs, dk, dv, q, g, shift, offset, border, whole, keys, N, M, scale,
-        E, D, CAUSAL, False, NEED_K, NEED_V, PRECISION, BM, BN, BE, BD,
-    )  # fmt: skip
+    # What is masked comes first: ptxas lets each product wait for the last where a loop of another kind follows.
     dk, dv = _along_queries(
         ks, vs, dk, dv, q, g, shift, offset, whole, N, keys, N, M, scale,
         E, D, CAUSAL, True, NEED_K, NEED_V, PRECISION, BM, BN, BE, BD,
+    )  # fmt: skip
+    dk, dv = _along_queries(
+        ks, vs, dk, dv, q, g, shift, offset, border, whole, keys, N, M, scale,
+        E, D, CAUSAL, False, NEED_K, NEED_V, PRECISION, BM, BN, BE, BD,
     )  # fmt: skip
     at = (batch * M + keys)[:, None]
     inside = (keys < M)[:, None]

@@ -103,12 +103,23 @@ def test_a_spill_breaks_a_rule_on_every_device(architecture, kernel, spilled):
     from macaron_ops.kernels.offline import Resources, faults
 
     launch = Launch(SimpleNamespace(__name__=kernel), 1, (), {})
-    used = Resources(128, spilled, 0, 0, 0, 0, 0, 100, False, 0)
+    used = Resources(128, spilled, 0, 0, 0, 0, 0, 100, False, False, 0)
     assert faults(used, launch, architecture) == faults(used._replace(stack=None), launch, architecture) == []
     found = faults(used._replace(stack=spilled + 8), launch, architecture)
     assert found == [f"{spilled + 8} bytes of stack a thread: registers are spilled"]
     found = faults(used._replace(unwritten=2), launch, architecture)
     assert found == ["2 reads of a register that nothing wrote: ptxas lost an instruction"]
+    assert faults(used._replace(serialized=True), launch, architecture) == [
+        "asynchronous products that wait for one another"
+    ]
+
+
+def test_products_that_wait_for_one_another_are_found():
+    """Of one kernel with two products and a loop that may be empty, and of the same where it is not: it takes no more
+    than that."""
+    done = compiling([sys.executable, Path(__file__).with_name("two_products.py")])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"may be empty": True, "once at least": False}
 
 
 def test_a_configuration_that_breaks_a_rule_fails_the_command(tmp_path):
