@@ -13,6 +13,10 @@ from . import numbers
 from .group import AFTER, EAGER, OURS, PRODUCTS
 from .results import Row
 
+FORMULA = (
+    0.02  # that what a layer keeps may be off: the allocator rounds, and a core of attention keeps H numbers or 2 H
+)
+
 
 def headlines(document: dict[str, object], count: int = 5) -> list[str]:
     """At most `count` lines: what went wrong, the real model, our best layer, the operators, Strang, room left."""
@@ -20,6 +24,7 @@ def headlines(document: dict[str, object], count: int = 5) -> list[str]:
     ok = [row for row in rows if row["status"] == "ok"]
     found = [
         *_failures(rows),
+        *_kept(ok),
         *_model(ok),
         *_layers(ok),
         *_operators(ok),
@@ -47,6 +52,16 @@ def _failures(rows: list[Row]) -> Iterable[str]:
     if bad:
         names = ", ".join(dict.fromkeys(f"{row['variant']} ({row['subject']})" for row in bad))
         yield f"{len(bad)} of {len(rows)} measurements gave a wrong result or failed, and have no time: {names}."
+
+
+def _kept(rows: list[Row]) -> Iterable[str]:
+    """Where layers keep something else between their passes than ``activations`` says; nothing where they do not."""
+    both = [(row, row["memory"].get("kept_by_formula")) for row in rows if (row["memory"] or {}).get("kept_bytes")]
+    ratios = {(row["variant"], row["subject"]): row["memory"]["kept_bytes"] / said for row, said in both if said}
+    off = {key: ratio for key, ratio in ratios.items() if abs(ratio - 1) > FORMULA}
+    if off:
+        told = ", ".join(f"{variant} ({subject}) {ratio:.2f}x" for (variant, subject), ratio in off.items())
+        yield f"{len(off)} of {len(ratios)} layers keep another amount for the backward than by their formula: {told}."
 
 
 def _model(rows: list[Row]) -> Iterable[str]:

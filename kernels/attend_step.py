@@ -62,6 +62,7 @@ from .sublayer import (
     why_not_rows,
     y_and_next,
 )
+from .sums import Later
 from .weight_gradient import weight_gradient
 
 __all__ = [
@@ -173,6 +174,7 @@ def backward(
     need_attention = need_n or any(getattr(need, name) for name in INSIDE)
     dropout = _output_dropout(t, o)
     attended = saved.attended.view(rows.count, t.w_out.shape[1])
+    later = Later()
 
     before_norm = rows
     if is_post(o):
@@ -180,21 +182,23 @@ def backward(
         total = saved.total if kept else residual_sum(rows, t, o, attended, dropout, torch.float32)
         before_norm = as_rows(total)
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm, behind
-    )
+        grads, before_norm, t, o, dropout, need_x, need, need_attention or need.w_out, need_x and pre_norm,
+        behind, later,
+    )  # fmt: skip
     if need.w_out:
-        found["w_out"] = weight_gradient(g, attended, o.step)
+        found["w_out"] = weight_gradient(g, attended, o.step, later)
     if not need_attention:
+        later.end()
         return None, type(t)(**found), [None, None]
 
     do = linear_residual(g, t.w_out, None, None, t.w_q.dtype, transposed=False, c=o.step)
     late = need_n and pre_norm and saved.projected.numel() > 0  # the last row kernel writes n
     to_x, to_context, inner, (*products, sources, sums) = _through_attention(
-        do, attended, saved, rows, t, o, need, need_n, late
+        do, attended, saved, rows, t, o, need, need_n, late, later
     )
     found |= inner
     if not late:
-        found |= parameter_gradients(*products, sources, sums)
+        found |= parameter_gradients(*products, sources, sums, later)
     if need.context:
         found["context"] = back_to_source(to_context, t.context.dtype, None, 0.0).view(t.context.shape)
     grad_x, handed = None, [None, None]
@@ -202,18 +206,21 @@ def backward(
         dn = back_to_source(to_x, t.w_q.dtype, None, 0.0)
         n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device) if late and _reads_n(*products[:2]) else None
         grad_x, by_norm, handed = through_norm(
-            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n, behind
+            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n, behind, later
         )
         found |= by_norm
         sources = [n if late and product.of_x else source for product, source in zip(products[0], sources, strict=True)]
     elif need_n:
         grad_x = back_to_source(to_x, x.dtype, residual, o.residual_scale)
     if late:
-        found |= parameter_gradients(*products, sources, sums)
+        found |= parameter_gradients(*products, sources, sums, later)
+    later.end()
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found), handed
 
 
-def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t, o, need, need_n: bool, late: bool):
+def _through_attention(
+    do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t, o, need, need_n: bool, late: bool, later: Later
+):
     """The terms ``(gradient, weight)`` of the gradients in N(x) and in the context, the gradients by name of floating
     masks and of ``qk_scale``, and the arguments of :func:`parameter_gradients`; ``late``: but for N(x)."""
     products, a = projections(t, o), _attention(rows.tensor, t, o)
@@ -261,7 +268,7 @@ def _through_attention(do: Tensor, attended: Tensor, saved: Saved, rows: Rows, t
             if matrices[-1] is not None:
                 side_by_side([parts[2:]], _values(matrices, a))
         else:
-            sums = _gather(pieces, count, matrices, wants, products)
+            sums = _gather(pieces, count, matrices, wants, products, later)
     if turned:
         constants = a.head_dim, a.queries, t.cos, t.sin, t.qk_scale
         by_scale = [
@@ -307,11 +314,12 @@ def _gather(
     matrices: list[Tensor | None],
     wants: list[Wants],
     products: list[Projection],
+    later: Later,
 ) -> list[Tensor | None]:
     """dq, dk and dv become the gradients of the products that gave q, k and v, in ``matrices``; their sums over the
     tokens where several stand in one product with a bias. More than one piece is for one product."""
     if len(products) == 1:
-        return [side_by_side(pieces, matrices[0], sum_for(wants[0].bias, products[0].bias), count)]
+        return [side_by_side(pieces, matrices[0], sum_for(wants[0].bias, products[0].bias), count, later)]
     sums: list[Tensor | None] = [None] * len(products)
     (parts,) = pieces
     for i, (matrix, want, product) in enumerate(zip(matrices, wants, products, strict=True)):
@@ -319,7 +327,7 @@ def _gather(
         if matrix is not None and len(mine) == 1:
             matrices[i] = mine[0]
         elif matrix is not None:
-            sums[i] = side_by_side([mine], matrix, sum_for(want.bias, product.bias))
+            sums[i] = side_by_side([mine], matrix, sum_for(want.bias, product.bias), later=later)
     return sums
 
 

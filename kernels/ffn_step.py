@@ -42,6 +42,7 @@ from .sublayer import (
     why_not_rows,
     y_and_next,
 )
+from .sums import Later
 from .weight_gradient import weight_gradient
 
 __all__ = [
@@ -127,6 +128,7 @@ def backward(
     need_n = need_x or (pre_norm and (need.norm_weight or need.norm_bias))
     need_dz = need_n or need.w_in or need.b_in
     hidden_dropout, output_dropout = _dropouts(t, o)
+    later = Later()
 
     # What the forward pass did not keep.
     lean = saved.hidden.numel() == 0 and t.w_in.shape[0] > 0
@@ -146,17 +148,19 @@ def backward(
         before_norm = as_rows(total)
 
     residual, g, found["norm_weight"], found["norm_bias"], found["b_out"] = through_output(
-        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out, need_x and pre_norm, behind
-    )
+        grads, before_norm, t, o, output_dropout, need_x, need, need_dz or need.w_out, need_x and pre_norm,
+        behind, later,
+    )  # fmt: skip
     if need_dz:
         dz, h, found["b_in"] = hidden_backward(
             g, t.w_out, z, o.step, o.activation, hidden_dropout,
             need_z=need_n or need.w_in, need_h=need.w_out, bias=sum_for(need.b_in, t.b_in), in_place=from_n,
+            later=later,
         )  # fmt: skip
     elif need.w_out and h is None:
         h = hidden_again(z, o.activation, hidden_dropout)
     if need.w_out:
-        found["w_out"] = weight_gradient(g, h, o.step)
+        found["w_out"] = weight_gradient(g, h, o.step, later)
     del h  # the largest of what is not needed any more
     grad_x, handed = None, [None, None]
     if need_n and pre_norm:
@@ -164,13 +168,15 @@ def backward(
         if late:
             n = torch.empty(dn.shape, dtype=dn.dtype, device=dn.device)
         grad_x, by_norm, handed = through_norm(
-            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n if late else None, behind
-        )
+            dn, rows, grads, t, o, need_x, need, need.b_out and found["b_out"] is None, n if late else None,
+            behind, later,
+        )  # fmt: skip
         found |= by_norm
     elif need_n:
         grad_x = linear_residual(dz, t.w_in, None, residual, x.dtype, transposed=False, a=o.residual_scale)
     if need.w_in:
-        found["w_in"] = weight_gradient(dz, n)
+        found["w_in"] = weight_gradient(dz, n, later=later)
+    later.end()
     return None if grad_x is None else grad_x.view(x.shape), type(t)(**found), handed
 
 

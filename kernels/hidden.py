@@ -26,7 +26,7 @@ from .product import as_matrix, as_operands, as_results, precision, product, pro
 from .product_parts import product_parts, sum_of_parts
 from .rows import aligned
 from .slices import slices
-from .sums import Sum, sums_of
+from .sums import Later, Sum, sums_of
 from .tiles import Tile, cut, tile
 
 __all__ = ["hidden_again", "hidden_backward", "hidden_forward", "reads_h"]
@@ -310,9 +310,11 @@ def hidden_backward(
     need_h: bool,
     bias: Sum | None,
     in_place: bool = False,
+    later: Later | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """``(dz (M, F or 2F), h (M, F), db_in)``, None where not needed; ``c g`` is the gradient before W_out, and ``z`` is
-    h where :func:`reads_h`. With ``in_place`` z is not read again, and dz takes its place unless that is h."""
+    h where :func:`reads_h`. With ``in_place`` z is not read again, and dz takes its place unless that is h. ``later``
+    ends the sum (``sums_of``)."""
     (count, width), hidden, device = g.shape, w_out.shape[1], g.device
     if reads_h(activation):  # it is 0 where dropped
         c, dropout = c * dropout.scale, Dropout.of(0.0, None, 0)
@@ -349,4 +351,4 @@ def hidden_backward(
             *dropout, DROP=dropout.drops,
             **_name(activation), PRECISION=precision(w.dtype), **constants, **stores, **t.constants(),
         )  # fmt: skip
-    return dz, z if need_h and reads_h(activation) else h, *sums_of([sums], [bias])
+    return dz, z if need_h and reads_h(activation) else h, *sums_of([sums], [bias], later)

@@ -171,8 +171,9 @@ def linear_residual(
     dropout: Dropout | None = None,
     norm: Norm | None = None,
 ) -> Tensor:
-    """``a residual + c drop(left weight + bias)``, (M, N) in ``dtype``, or left weight^T where transposed."""
-    w = as_matrix(weight)
+    """``a residual + c drop(left weight + bias)``, (M, N) in ``dtype``, or left weight^T where transposed. Where ``a``
+    is 0 the residual is not read, as BLAS reads no C where beta is 0: NaN and infinities in it stay out of the sum."""
+    w, residual = as_matrix(weight), residual if a != 0.0 else None
     (count, length), device = left.shape, left.device
     width = w.shape[0] if transposed else w.shape[1]
     plan = cut("few", w.dtype, device, count, width, length)

@@ -22,7 +22,7 @@ from .emulation import rounded
 from .norm import affine, standardize, standardize_backward
 from .norm_rows_wide import norm_backward_wide, norm_forward_wide
 from .rows import Rows, alignment, offsets, row_tiles, stages
-from .sums import Sum, partial_sums, sums_of
+from .sums import Later, Sum, partial_sums, sums_of
 
 __all__ = ["normalize_rows", "normalize_rows_backward"]
 
@@ -140,12 +140,13 @@ def normalize_rows_backward(
     sums: tuple[Sum | None, Sum | None, Sum | None] = (None, None, None),
     of_residual: bool = False,
     in_place: bool = False,
+    later: Later | None = None,
 ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
     """``total`` and ``dropped`` as ``(rows, D)`` in these dtypes (None: not written), and the sums over the rows,
     ``(D,)``, for the gradients of weight, of bias, and of what was added before the dropout, those asked for; the last
     is that of ``dropped``, or with ``of_residual`` of the residual, which is the same where nothing was dropped.
     ``n``, if it is given, gets ``N(x) * weight + bias`` again. With ``in_place`` ``total`` takes the place of ``grad``,
-    which is contiguous and the caller's own, where they have one dtype."""
+    which is contiguous and the caller's own, where they have one dtype. ``later`` ends the sums (``sums_of``)."""
     width, device = x.tensor.shape[-1], x.tensor.device
     tiles = row_tiles(width)
     programs = tiles.programs(x.count, device)
@@ -166,4 +167,4 @@ def normalize_rows_backward(
         D=width, NORM=norm or "none", ROWS=tiles.ROWS, BLOCK=tiles.BLOCK, ALIGN=alignment(*grad[3:], *x[3:], *r[3:]),
         num_warps=tiles.num_warps,
     )  # fmt: skip
-    return *written, sums_of(partial, sums)
+    return *written, sums_of(partial, sums, later)

@@ -15,7 +15,7 @@ from torch import Tensor
 from .linear_residual import linear_residual
 from .norm_rows import normalize_rows_backward
 from .rows import Rows, as_rows
-from .sums import Sum
+from .sums import Later, Sum
 from .weight_gradient import weight_gradient
 
 __all__ = ["Projection", "Wants", "back_to_source", "parameter_gradients", "projections", "queries_and_keys"]
@@ -82,20 +82,23 @@ def parameter_gradients(
     gradients: list[Tensor | None],
     sources: list[Tensor | None],
     sums: list[Tensor | None],
+    later: Later,
 ) -> dict[str, Tensor]:
     """By name, from those of the products, what these were formed from, and the sums over the tokens that are there
     already."""
     parts: dict[str, list[Tensor]] = {}
     for product, want, gradient, source, total in zip(products, wants, gradients, sources, sums, strict=True):
         if want.weight:
-            parts.setdefault(f"w_{product.name}", []).append(weight_gradient(gradient, source))
+            parts.setdefault(f"w_{product.name}", []).append(weight_gradient(gradient, source, later=later))
         if want.bias:
             parts.setdefault(f"b_{product.name}", []).append(
-                _sum_rows(gradient, product.bias.dtype) if total is None else total
+                _sum_rows(gradient, product.bias.dtype, later) if total is None else total
             )
+    if any(len(found) > 1 for found in parts.values()):
+        later.end()  # before torch reads them
     return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in parts.items()}
 
 
-def _sum_rows(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+def _sum_rows(gradient: Tensor, dtype: torch.dtype, later: Later) -> Tensor:
     rows = as_rows(gradient)
-    return normalize_rows_backward(rows, rows, None, None, 0.0, sums=(None, None, Sum(dtype)))[2][2]
+    return normalize_rows_backward(rows, rows, None, None, 0.0, sums=(None, None, Sum(dtype)), later=later)[2][2]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .device import ceil_div, launch, power_of_2, processors
 from .rows import aligned, alignment
-from .sums import Sum, partial_sums, sums_of
+from .sums import Later, Sum, partial_sums, sums_of
 
 __all__ = ["side_by_side"]
 
@@ -76,10 +76,14 @@ def side_by_side_kernel(
 
 
 def side_by_side(
-    pieces: Iterable[Sequence[Tensor]], out: Tensor, total: Sum | None = None, count: int = 1
+    pieces: Iterable[Sequence[Tensor]],
+    out: Tensor,
+    total: Sum | None = None,
+    count: int = 1,
+    later: Later | None = None,
 ) -> Tensor | None:
     """Writes ``count`` pieces of up to three parts ``(M / count, any)`` into ``out (M, all)``, one below the other,
-    rows without gaps; the sum over the rows, if it is wanted."""
+    rows without gaps; the sum over the rows, if it is wanted, which ``later`` ends (``sums_of``)."""
     sums = None
     for i, parts in enumerate(pieces):
         a, b, c = (*parts, None, None)[:3]
@@ -97,4 +101,4 @@ def side_by_side(
             ROWS=tile, BLOCK=block,
         )  # fmt: skip
         del parts, a, b, c  # before the next piece is made
-    return sums_of([sums], [total])[0]
+    return sums_of([sums], [total], later)[0]

@@ -16,7 +16,7 @@ from .dropout import Dropout
 from .linear_residual import Norm, linear_residual
 from .norm_rows import normalize_rows, normalize_rows_backward
 from .rows import LONGEST, Rows, as_rows
-from .sums import Sum
+from .sums import Later, Sum
 
 __all__ = [
     "after",
@@ -86,8 +86,9 @@ def sum_for(need: bool, parameter: Tensor | None, c: float = 1.0) -> Sum | None:
 
 
 def through_output(
-    grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool, again: bool, behind: Behind
-):
+    grads: Rows, total: Rows, t, o, dropout: Dropout, need_x: bool, need, need_g: bool, again: bool,
+    behind: Behind, later: Later,
+):  # fmt: skip
     """``(gradient of the residual sum, g, norm_weight's, norm_bias's, b_out's gradient)``; c g is that of the second
     product's result, in the dtype of the weights. With ``again``, a row kernel after this reads ``grads`` anyway:
     b_out's gradient is left to it, None here, where nothing else has to be read."""
@@ -111,7 +112,7 @@ def through_output(
     if any(written) or any(sums):
         d_total, dropped, (by_weight, by_bias, by_b_out) = normalize_rows_backward(
             grads, total, o.norm if post else None, t.norm_weight, o.eps,
-            total=written[0], dropped=written[1], dropout=dropout, sums=sums,
+            total=written[0], dropped=written[1], dropout=dropout, sums=sums, later=later,
         )  # fmt: skip
         g = g if g is not None else d_total if dropped is None else dropped
     residual = grads if d_total is None else as_rows(d_total)
@@ -119,8 +120,9 @@ def through_output(
 
 
 def through_norm(
-    dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool, n: Tensor | None, behind: Behind
-) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor | None]]:
+    dn: Tensor, rows: Rows, grads: Rows, t, o, need_x: bool, need, need_b_out: bool, n: Tensor | None,
+    behind: Behind, later: Later,
+) -> tuple[Tensor | None, dict[str, Tensor], list[Tensor | None]]:  # fmt: skip
     """``(dx, the gradients of the norm's parameters and of b_out by name, what the substep before asks for)``, pre
     placement, those needed; ``dn`` is the gradient of N(x), in whose place dx may come, and ``n``, if it is given, gets
     N(x) again."""
@@ -134,7 +136,7 @@ def through_norm(
             sum_for(need.norm_bias, t.norm_bias),
             behind.sum if hands else sum_for(need_b_out, t.b_out, o.step),
         ),
-        of_residual=not hands, in_place=True,
+        of_residual=not hands, in_place=True, later=later,
     )  # fmt: skip
     found = {"norm_weight": by_weight, "norm_bias": by_bias} | ({"b_out": by_b_out} if need_b_out else {})
     return dx, found, [dropped, by_b_out] if hands else [None, None]

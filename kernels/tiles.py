@@ -28,6 +28,7 @@ from .device import Target, ceil_div, processors, target
 
 __all__ = [
     "FOLDER",
+    "MOST_PARTS",
     "PRODUCTS",
     "Table",
     "Tile",

@@ -138,5 +138,6 @@ def _share(name: str, total: int, scheme: Scheme, operator: str) -> int:
     if total % stages:
         raise ValueError(
             f"{name}: expected a multiple of {stages}, the number of {operator} stages of {scheme.name!r}; got {total}"
+            " (with shared=True all stages have the same parameters, and nothing is divided)"
         )
     return total // stages

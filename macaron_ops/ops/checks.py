@@ -107,8 +107,11 @@ class Operands:
 
     def scale(self, name: str, value: object, *shape: int | str, optional: bool = False) -> Tensor | None:
         """The same for a parameter that multiplies or is added: it may also be float32 beside a narrower x."""
+        return self._checked(name, value, shape, optional, self._of_scale(value))
+
+    def _of_scale(self, value: object) -> torch.dtype:
         float32 = isinstance(value, Tensor) and value.dtype == torch.float32 and self.x.dtype != torch.float64
-        return self._checked(name, value, shape, optional, torch.float32 if float32 else self.x.dtype)
+        return torch.float32 if float32 else self.x.dtype
 
     def _checked(self, name: str, value: object, shape: tuple, optional: bool, dtype: torch.dtype) -> Tensor | None:
         if value is None and optional:
@@ -149,13 +152,14 @@ class Operands:
             raise ValueError(f"{name}: expected a tensor on the device of x, {self.x.device}; got {value.device}")
 
     def number_or_tensor(self, name: str, value: object, *, per_channel: bool) -> tuple[float, Tensor | None]:
-        """A number, or a 0-d (or ``(D,)``) tensor: ``(number, None)`` or ``(0.0, tensor)``."""
+        """A number, or a 0-d (or ``(D,)``) tensor, in a dtype as of :meth:`scale`: ``(number, None)`` or ``(0.0,
+        tensor)``."""
         if not isinstance(value, Tensor):
             return number(name, value), None
         if value.dim() != 0 and not (per_channel and tuple(value.shape) == (self.width,)):
             allowed = f"() or ({self.width},)" if per_channel else "()"
             raise ValueError(f"{name}: expected a number or a tensor of shape {allowed}; got {tuple(value.shape)}")
-        return 0.0, self.like_x(name, value)
+        return 0.0, self.cast(name, value, self._of_scale(value))
 
     def seed(self, value: object, *, used: bool) -> Tensor | None:
         """The dropout seed as an int64 0-d tensor on x's device; None where it is not used or has to be drawn."""

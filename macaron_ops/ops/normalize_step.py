@@ -23,7 +23,7 @@ def normalize_step(
     Args:
         x: ``(..., D)``, any floating dtype; rows of unit length are meant, and not checked.
         u: shape, dtype and device of x.
-        step: a number, or a tensor of shape ``()`` or ``(D,)`` (one step per channel).
+        step: a number, or a tensor of shape ``()`` or ``(D,)`` (one step per channel), in the dtype of x or float32.
         direction: see above.
         eps: the least length that is divided by.
 

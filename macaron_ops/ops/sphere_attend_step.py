@@ -35,8 +35,8 @@ def sphere_attend_step(
 
     Args:
         x: ``(..., n, D)``, any floating dtype; rows of unit length are meant, and not checked.
-        step: a number, or a tensor of shape ``()`` or ``(D,)``.
-        beta: inverse temperature, a number or a tensor of shape ``()``.
+        step: a number, or a tensor of shape ``()`` or ``(D,)``, in the dtype of x or float32.
+        beta: inverse temperature, a number or a tensor of shape ``()``, in the dtype of x or float32.
         query: ``(..., n, E)``; key: ``(..., m, E)``; value: ``(..., m, D)``; each is x unless given (then E = D or
             m = n follow from the others).
         weighting: see above. The unnormalised sum is over the m keys; ``exp`` overflows float32 past 88.

@@ -61,6 +61,19 @@ def test_the_leanest_layer_is_told_with_its_speed(make_document, make_row):
     assert leanest.endswith("takes 0.35x the activation memory (wmt-base); its speed is 1.25x.")
 
 
+def test_a_layer_that_keeps_something_else_than_its_formula_says_is_told(make_document, make_row):
+    def keeps(variant, kept, said):
+        return make_row(variant, memory={"kept_bytes": kept, "kept_by_formula": said, "activation_bytes": None})
+
+    as_said = keeps("macaron_ops native Strang", 1010, 1000)
+    first, *_ = headlines(make_document(as_said, keeps("macaron_ops triton lean Strang", 1300, 1000)))
+    assert first == (
+        "1 of 2 layers keep another amount for the backward than by their formula: "
+        "macaron_ops triton lean Strang (wmt-base) 1.30x."
+    )
+    assert not any("formula" in line for line in headlines(make_document(as_said)))
+
+
 def test_operators_are_told_together_and_a_slower_one_is_called_so(make_document, make_row):
     ops = {"suite": "ops"}
     rows = [

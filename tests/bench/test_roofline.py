@@ -20,7 +20,7 @@ def test_the_kernels():
     told = TOLD.read_text().splitlines()
     for side in (roofline.ours, roofline.eager):
         found = roofline.lines(side(16384, 1024, 4096, backward=True))
-        assert len(found) >= 10 and set(found) <= set(told)
+        assert len(found) >= 9 and set(found) <= set(told)
 
 
 def test_a_count_by_hand():

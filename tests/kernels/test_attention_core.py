@@ -193,7 +193,7 @@ def backward_of(*needed, **options):
 def test_one_pass_packs_and_sums():
     product, pack, norm = "linear_residual_kernel", "side_by_side_kernel", "norm_backward"
     weight = ["product_parts_kernel", "sums_kernel"]
-    assert backward_of("x", "w_q", "b_q") == [product, pack, "sums_kernel", product, norm, *weight]
+    assert backward_of("x", "w_q", "b_q") == [product, pack, product, norm, *weight]
     assert backward_of("w_k", packed=False) == [product, "norm_forward", *weight]
     turned = ["position_backward_kernel"] * 2
     assert backward_of("x", rotary=True) == [product, "position_forward_kernel", pack, *turned, product, norm]

@@ -32,6 +32,20 @@ def launches(layer, parameters):
     return [collections.Counter(n for n in found if not n.startswith(NO_ROWS)) for found in names]
 
 
+@pytest.mark.parametrize("save", ["fast", "lean"])
+def test_no_residual_is_read_where_its_scale_is_0(save):
+    """Neither x nor, where it comes back to x, dy: an nGPT layer adds them in its steps on the sphere."""
+    from macaron_ops.kernels.device import recording
+
+    layer = NGPTLayer(WIDTH, HEADS, HIDDEN, save=save, dtype=torch.bfloat16)
+    x = torch.zeros(4, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    with macaron_ops.use_backend("triton"), recording("sm90", 132) as found:
+        torch.autograd.grad(layer(x, angles()), [x, *layer.parameters()], torch.zeros_like(x))
+    sums = [launch for launch in found if launch.kernel.__name__ == "linear_residual_kernel"]
+    residual = sums[0].kernel.arg_names.index("x")
+    assert len(sums) >= 6 and all(launch.arguments[residual] is None for launch in sums)
+
+
 def angles():
     return tuple(torch.zeros(TOKENS, WIDTH // HEADS // 2, dtype=torch.bfloat16) for _ in range(2))
 

@@ -36,10 +36,17 @@ def test_forward():
 
 def test_backward():
     everything = backward_of(*NAMES[:-1])
-    assert everything == [D_HIDDEN, SUMS, PARTS, OUT, D_NORM, SUMS, PARTS]  # D_NORM sums db_out and writes n too
+    assert everything == [D_HIDDEN, PARTS, OUT, D_NORM, PARTS, SUMS]  # D_NORM sums db_out and writes n too
     assert backward_of(*NAMES[:-1], save="lean") == [NORM, HIDDEN, *everything]
-    assert backward_of(*NAMES[:-1], dropout=0.1) == [D_NORM, SUMS, *everything]
-    assert backward_of(*NAMES[:-1], placement="post") == [D_NORM, SUMS, D_HIDDEN, SUMS, PARTS, OUT, PARTS]
+    assert backward_of(*NAMES[:-1], dropout=0.1) == [D_NORM, *everything]
+    assert backward_of(*NAMES[:-1], placement="post") == [D_NORM, D_HIDDEN, PARTS, OUT, PARTS, SUMS]
+
+
+def test_the_parts_of_a_weights_gradient_do_not_wait():
+    """They are as large as the activations; what waits goes with them."""
+    call = ffn_arguments(16384, 512, 1024, torch.bfloat16)
+    cut = [D_HIDDEN, PARTS, SUMS, OUT, D_NORM, PARTS, SUMS]
+    assert kernels(launches_of_ffn(*call)[1]) == cut
 
 
 def test_frozen_subsets():
@@ -86,7 +93,7 @@ def test_few_tokens(tokens, placement):
     end = [HIDDEN, PARTS, "residual_of_parts_kernel"]
     assert kernels(forward) == ([NORM, *end] if placement == "pre" else end)
     assert forward[-2].programs == 128 and not forward[-2].constants["PERSISTENT"]
-    ends = {"pre": [*end[1:], D_NORM, SUMS, PARTS], "post": [*end[1:], PARTS]}
+    ends = {"pre": [*end[1:], D_NORM, PARTS, SUMS], "post": [*end[1:], PARTS, SUMS]}
     assert kernels(backward)[-len(ends[placement]) :] == ends[placement]
     gradients = [launch.arguments[2] for launch in backward if launch.kernel.__name__ == PARTS]
     assert [out.shape[0] for out in gradients] == [1, 8, 1]

@@ -163,7 +163,10 @@ def test_compiles_as_one_graph(name, shared):
         ({"scheme": None}, "scheme: expected one of"),
         ({"scheme": ["a"]}, r"scheme: expected one of .*; got \['a'\]"),
         ({"nhead": 3}, "nhead: expected a divisor of d_model = 8; got 3"),
-        ({"nhead": 1, "scheme": "strang_ABA"}, "nhead: expected a multiple of 2, .* A stages of 'strang_ABA'; got 1"),
+        (
+            {"nhead": 1, "scheme": "strang_ABA"},
+            "nhead: expected a multiple of 2, .* A stages of 'strang_ABA'; got 1 .with shared=True",
+        ),
         ({"dim_feedforward": 25}, "dim_feedforward: expected a multiple of 2, .* B stages of 'strang_BAB'; got 25"),
         ({"scheme": "parallel", "placement": "post"}, "placement: expected 'pre' for the scheme 'parallel'"),
         ({"scheme": "sws", "placement": "post"}, "placement: expected 'pre' for the scheme 'sws'"),

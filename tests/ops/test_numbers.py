@@ -125,6 +125,30 @@ def test_frozen_subsets(case, dtype):
                 assert leaf.grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if "per-channel" in repr(c) or "given" in repr(c)], ids=repr)
+def test_a_learned_step_and_beta_in_float32(case, dtype, device):
+    """Beside a narrower x they are used as they are, and their gradients are not rounded to its dtype: with numbers
+    that it has, the same bits as in it but for that rounding."""
+    args, kwargs = build(case, dtype, device)
+    scales = [i for i, t in enumerate(args) if isinstance(t, torch.Tensor) and t.dim() < 2]
+    wide = tuple(t.float() if i in scales else t for i, t in enumerate(args))
+    grad = torch.randn(args[0].shape).to(args[0])
+    backends = [name for name, usable, _ in macaron_ops.explain(case.operator, *wide, **kwargs).rows if usable]
+    assert scales and "reference" in backends
+    for backend in backends:
+        with macaron_ops.use_backend(backend):
+            narrow_run, wide_run = (run(case.operator, each, kwargs, grad) for each in (args, wide))
+            off = (t + 2**-12 if i in scales else t for i, t in enumerate(wide))
+            moved = run(case.operator, tuple(off), kwargs, grad)
+        for place, (actual, expected) in enumerate(zip(wide_run, narrow_run, strict=True)):
+            assert actual.dtype == (torch.float32 if place - 1 in scales else dtype), backend
+            assert torch.equal(actual.to(dtype), expected), backend
+        assert not all(torch.equal(a, b) for a, b in zip(moved, wide_run, strict=True))
+    with torch.autocast(args[0].device.type, dtype=torch.bfloat16):
+        assert run(case.operator, wide, kwargs, grad)[1 + scales[0]].dtype == torch.float32
+
+
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_inputs_are_not_written(case):
     args, kwargs = build(case, torch.float32)
