@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -49,9 +50,27 @@ DTYPES = {
 NEEDS = (True,) * 7 + (False,)  # gradients of ffn_step: x and every tensor but the seed
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "swiglu", "geglu")
 GATED = ("swiglu", "geglu")
+
+
+class Form(NamedTuple):
+    """What stands around the two products; the rms norm has no bias."""
+
+    norm: str | None = "layer"
+    affine: bool = True
+    placement: str = "pre"
+
+
+PLAIN, POST = Form(), Form(placement="post")
+FORMS = (
+    Form(None),
+    *itertools.starmap(Form, itertools.product(("layer", "rms", "sphere"), (True, False), ("pre", "post"))),
+)
+# The kernels that know an activation know no norm, but the narrow one, which is through with one before the other.
+USES = (*((activation, PLAIN) for activation in ACTIVATIONS), *(("gelu", form) for form in FORMS), ("swiglu", POST))
 TALL, SMALL, NARROW = (16384, 1024, 4096), (1024, 512, 1024), (16384, 128, 512)
 FEW = (8, 2048, 2048)  # every product in parts
-SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), (64, 16384, 64), FEW)  # (tokens, D, F)
+ROWS = ((1024, 8192, 1024), (64, 16384, 64))  # the widest in registers, and one in blocks
+SHAPES = (TALL, (16384, 256, 1024), SMALL, NARROW, (1024, 64, 128), *ROWS, FEW)  # (tokens, D, F)
 _SHAPES_OF = {  # calls that launch a product, where TALL's do not
     "narrow": (NARROW, (1024, 64, 128)),
     "narrow_dropout": (NARROW, (1024, 64, 128)),
@@ -64,7 +83,7 @@ _SHAPES_OF = {  # calls that launch a product, where TALL's do not
 @dataclass(frozen=True)
 class Wanted:
     """Which calls are made: of these shapes (tokens, D, F) and dtypes, else a few that show every kernel; ``every``: by
-    each tile of the tables and with each activation, with and without dropout."""
+    each tile of the tables in all of ``USES``, with and without dropout."""
 
     shapes: tuple[tuple[int, int, int], ...] = ()
     dtypes: tuple[str, ...] = ()
@@ -82,8 +101,11 @@ def multiplying(dtype: str) -> Iterator[torch.dtype]:
         torch.set_float32_matmul_precision(before)
 
 
-def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=None, dropout=0.0, **options):
-    """``(x, tensors, options)``; ``weights`` is the dtype of the products' operands, if it is another."""
+def ffn_arguments(
+    tokens, width, hidden, dtype, activation="gelu", *, weights=None, dropout=0.0, affine=(True, True), **options
+):
+    """``(x, tensors, options)``; ``weights`` is the dtype of the products' operands, if it is another, ``affine``
+    whether a norm has its weight and its bias."""
     weights = weights or dtype
 
     def empty(*shape, dtype=weights):
@@ -91,9 +113,9 @@ def ffn_arguments(tokens, width, hidden, dtype, activation="gelu", *, weights=No
 
     inner = 2 * hidden if activation in GATED else hidden
     options = {"norm": "layer", "eps": 1e-5, "step": 0.5, "residual_scale": 1.0, "placement": "pre", **options}
-    affine = (None, None) if options["norm"] is None else (empty(width, dtype=dtype), empty(width, dtype=dtype))
+    by_channel = (empty(width, dtype=dtype) if has and options["norm"] is not None else None for has in affine)
     tensors = Tensors(
-        empty(inner, width), empty(inner), empty(width, hidden), empty(width), *affine, empty(dtype=torch.int64)
+        empty(inner, width), empty(inner), empty(width, hidden), empty(width), *by_channel, empty(dtype=torch.int64)
     )
     options = Options(activation=activation, dropout=dropout, activation_dropout=dropout, stream=0, **options)
     return empty(tokens, width, dtype=dtype), tensors, options
@@ -106,11 +128,13 @@ def launches_of_ffn(
     architecture="sm90",
     processors=132,
     save="fast",
-    needs=NEEDS,
+    needs=None,
     ahead=ALONE_AHEAD,
     behind=ALONE_BEHIND,
 ):
-    """``(forward's, backward's)`` launches."""
+    """``(forward's, backward's)`` launches; ``needs`` None: of all but the seed."""
+    if needs is None:
+        needs = [True, *(t is not None for t in tensors[:-1]), False]
     with recording(architecture, processors) as forward:
         _, saved, _ = ffn_step.forward(x, tensors, options, save, ahead)
     with recording(architecture, processors) as backward:
@@ -165,27 +189,36 @@ def launches_of_attend(x, tensors, options, architecture="sm90", processors=132,
 
 
 def _ffn_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
-    def launches(shape, dtype, activation, p):
-        placement = "post" if activation == "swiglu" else "pre"
+    def launches(shape, dtype, p, use):
+        activation, form = use
+        affine = form.affine, form.affine and form.norm != "rms"
         with multiplying(dtype) as torch_dtype:
-            arguments = ffn_arguments(*shape, torch_dtype, activation, dropout=p, placement=placement)
+            around = {"norm": form.norm, "placement": form.placement, "affine": affine}
+            arguments = ffn_arguments(*shape, torch_dtype, activation, dropout=p, **around)
             for found in launches_of_ffn(*arguments, architecture, PROCESSORS[architecture]):
-                yield from ((launch, dtype) for launch in found)
+                yield from ((launch, dtype) for launch in found if form == PLAIN or matters(launch, shape, dtype))
+
+    def matters(launch, shape, dtype):
+        """Whether to look at a kernel again for its norm: rows of 64 to 2048 channels have one tile, and float16's
+        kernels are bfloat16's but for the conversions."""
+        of_rows = launch.kernel.__name__.startswith("norm_")
+        return (wanted.shapes or not of_rows or shape in (TALL, *ROWS)) and (wanted.dtypes or dtype != "float16")
 
     if wanted.every:
-        grid = itertools.product(wanted.shapes or SHAPES, wanted.dtypes or DTYPES, ACTIVATIONS, (0.0, 0.1))
+        grid = itertools.product(wanted.shapes or SHAPES, wanted.dtypes or DTYPES, (0.0, 0.1), USES)
         for call in grid:
             yield from launches(*call)
         yield from _of_every_tile(architecture, wanted.dtypes or tuple(DTYPES), launches)
         return
-    few = [(TALL, "bfloat16", "gelu", 0.0), (NARROW, "bfloat16", "swiglu", 0.0), (FEW, "bfloat16", "gelu", 0.0)]
+    gelu, swiglu = ("gelu", PLAIN), ("swiglu", POST)
+    few = [(TALL, "bfloat16", 0.0, gelu), (NARROW, "bfloat16", 0.0, swiglu), (FEW, "bfloat16", 0.0, gelu)]
     if wanted.shapes or wanted.dtypes:
         dtypes = wanted.dtypes or ("bfloat16",)
-        few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, ("gelu", "swiglu"), (0.0, 0.1))
+        few = itertools.product(wanted.shapes or (TALL, NARROW), dtypes, (0.0, 0.1), (gelu, swiglu))
     elif architecture == "sm90":
-        few += [(shape, "bfloat16", "gelu", 0.0) for shape in SHAPES]
-        few += [(TALL, "bfloat16", "swiglu", 0.0), ((16384, 256, 1024), "bfloat16", "swiglu", 0.1)]
-        few += [(SMALL, "bfloat16", "gelu", 0.1), (SMALL, "float32", "gelu", 0.0)]
+        few += [(shape, "bfloat16", 0.0, gelu) for shape in SHAPES]
+        few += [(TALL, "bfloat16", 0.0, swiglu), ((16384, 256, 1024), "bfloat16", 0.1, swiglu)]
+        few += [(SMALL, "bfloat16", 0.1, gelu), (SMALL, "float32", 0.0, gelu)]
     for call in few:
         yield from launches(*call)
 
@@ -221,14 +254,15 @@ def _of_every_tile(architecture: str, dtypes: tuple[str, ...], launches: Callabl
                 with multiplying(dtype) as torch_dtype:
                     of_this_kind = operand(torch_dtype) == kind
                 shapes = _SHAPES_OF.get(product, (TALL,))
-                for call in itertools.product(shapes, (dtype,), ACTIVATIONS, (0.0, 0.1)) if of_this_kind else ():
+                for call in itertools.product(shapes, (dtype,), (0.0, 0.1), USES) if of_this_kind else ():
                     with using(product, tile):
                         yield from list(launches(*call))
 
 
 def _attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
-    """Sequences of 1024 tokens: D is the second number of a shape, in heads of 64 where it has them."""
-    calls = [(64, "bfloat16", {"mask": None})]
+    """Sequences of 1024 tokens, or 64, for which the smallest tiles are: D is the second number of a shape, in heads of
+    64 where it has them."""
+    calls = [(64, "bfloat16", {"mask": None, "dropout": p}) for p in (0.0, 0.1)]
     if wanted.shapes or wanted.dtypes:
         dims = {64 if shape[1] % 64 == 0 else 16 for shape in wanted.shapes} or {64, 128}
         calls = [(dim, dtype, {"mask": None}) for dim in sorted(dims) for dtype in wanted.dtypes or ("bfloat16",)]
@@ -238,9 +272,10 @@ def _attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, st
     elif architecture == "sm90":
         calls += [(128, "bfloat16", {"mask": None, "rotary": True})]
         calls += [(64, "bfloat16", {"mask": (4, 1), "causal": False, "hidden": True})]
-    for head_dim, dtype, options in calls:
+    lengths = (1024, 64) if wanted.every else (1024,)
+    for (head_dim, dtype, options), tokens in itertools.product(calls, lengths):
         with multiplying(dtype) as torch_dtype:
-            arguments = attend_arguments(1024, 8 * head_dim, 8, torch_dtype, **options)
+            arguments = attend_arguments(tokens, 8 * head_dim, 8, torch_dtype, **options)
             for core in ("triton", "cudnn") if why_not_core("cudnn", *arguments) is None else ("triton",):
                 with use_core(core):
                     launches = launches_of_attend(*arguments, architecture, PROCESSORS[architecture])
@@ -249,18 +284,25 @@ def _attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, st
 
 def _normalize_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
     """Rows in registers and in blocks."""
-    widths = [(3, "float32"), (1000, "bfloat16"), (1024, "bfloat16"), (16384, "bfloat16")]
+    calls = [(3, "float32"), (1000, "bfloat16"), (1024, "bfloat16"), (16384, "bfloat16")]
     if wanted.shapes or wanted.dtypes:
         dtypes = [d for d in wanted.dtypes or ("bfloat16",) if d != "tf32"]
-        widths = itertools.product({shape[1] for shape in wanted.shapes} or (1024, 16384), dtypes)
-    for width, dtype in widths:
+        calls = itertools.product({shape[1] for shape in wanted.shapes} or (1024, 16384), dtypes)
+    elif wanted.every:
+        calls += [(8192, "bfloat16"), (1024, "float32"), (8192, "float32"), (16384, "float32")]
+    directions = ("tangent", "difference", "ambient") if wanted.every else ("tangent",)
+    for (width, dtype), direction in itertools.product(calls, directions):
         x = torch.empty((4096, width), dtype=DTYPES[dtype], device="meta")
-        tensors = StepTensors(x, torch.empty(width, device="meta"))
-        options = StepOptions(0.0, "tangent", 1e-12)
-        with recording(architecture, PROCESSORS[architecture]) as found:
-            normalize_step.forward(x, tensors, options, "fast")
-            normalize_step.backward(x, (True, True, True), x, tensors, normalize_step.Saved(), options)
-        yield from ((launch, dtype) for launch in found)
+        steps = [torch.empty(width, device="meta")]
+        if wanted.every:
+            steps += [torch.empty((), device="meta"), None]
+        for step in steps:
+            tensors, options = StepTensors(x, step), StepOptions(0.5 if step is None else 0.0, direction, 1e-12)
+            with recording(architecture, PROCESSORS[architecture]) as found:
+                normalize_step.forward(x, tensors, options, "fast")
+                needs = (True, True, step is not None)
+                normalize_step.backward(x, needs, x, tensors, normalize_step.Saved(), options)
+            yield from ((launch, dtype) for launch in found)
 
 
 def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Launch, str]]:
@@ -270,15 +312,15 @@ def _sphere_attend_step(architecture: str, wanted: Wanted) -> Iterator[tuple[Lau
         points = [shape[:2] for shape in wanted.shapes if shape[1] <= 256] or [(1 << 16, 64)]
         calls = [(n, width, dtype) for n, width in points for dtype in wanted.dtypes or ("bfloat16",)]
     elif wanted.every:
-        grid = itertools.product((1 << 18, 1 << 12), (3, 8, 32, 64, 128, 256), DTYPES)
-        calls = list(grid)
+        calls = list(itertools.product((1 << 18, 1 << 12), (3, 8, 32, 64, 128, 256), DTYPES))
     elif architecture == "sm90":
         calls += [(1 << 16, 256, "bfloat16"), (1 << 12, 8, "float32"), (1 << 12, 64, "float32")]
     for points, width, dtype in calls:
         with multiplying(dtype) as torch_dtype:
             x = torch.empty((points, width), dtype=torch_dtype, device="meta")
             tensors = SphereTensors(None, None, None, None, None)
-            yield from [(launch, dtype) for launch in _launches_of_sphere(x, tensors, wanted.every, architecture)]
+            for causal in (False, True) if wanted.every else (False,):
+                yield from [(launch, dtype) for launch in _launches_of_sphere(x, tensors, causal, architecture)]
     if architecture != "sm90" or wanted.shapes or wanted.dtypes:
         return
     for width, keys in ((12, 64), (32, 64), (64, 32)):  # values of another width than keys

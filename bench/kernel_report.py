@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import fnmatch
+import functools
 import json
 import multiprocessing
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,25 +41,37 @@ def launches(architecture: str, wanted: Wanted, pattern: str = "*") -> list[tupl
 
 
 def inspect(architectures: Sequence[str], wanted: Wanted, pattern: str = "*", jobs: int = 1) -> list[Inspected]:
-    """Compiles them, in so many processes."""
-    if jobs > 1:
-        with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            parts = [pool.submit(_part, architectures, wanted, pattern, i, jobs) for i in range(jobs)]
-            return sorted((row for part in parts for row in part.result()), key=lambda row: architectures.index(row[0]))
-    return _part(architectures, wanted, pattern, 0, 1)
+    """Compiles them, in so many processes, and tells on stderr how far it is."""
+    numbers = [(a, i) for a in architectures for i in range(len(_launches(a, wanted, pattern)))]
+    if jobs == 1:
+        return [_one(wanted, pattern, *number) for number in _told(numbers)]
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        # Each process makes its own list of launches, which are not to be pickled: in the same order.
+        parts = [pool.submit(_one, wanted, pattern, *number) for number in numbers]
+        return [part.result() for part in _told(parts)]
 
 
-def _part(architectures: Sequence[str], wanted: Wanted, pattern: str, first: int, step: int) -> list[Inspected]:
-    """Every ``step``-th kernel from the ``first`` on."""
-    calls = ((a, call) for a in architectures for call in launches(a, wanted, pattern)[first::step])
-    found = []
-    for architecture, call in calls:
-        if sys.stderr.isatty():
-            print(f"\r{architecture}: {call[1].kernel.__name__:<30}", end="", file=sys.stderr, flush=True)
-        found.append(_inspected(architecture, *call))
-    if sys.stderr.isatty():
-        print("\r" + " " * 40, end="\r", file=sys.stderr)
-    return found
+_launches = functools.cache(launches)
+
+
+def _one(wanted: Wanted, pattern: str, architecture: str, index: int) -> Inspected:
+    return _inspected(architecture, *_launches(architecture, wanted, pattern)[index])
+
+
+def _told(things: Sequence, every: float = 60.0) -> Iterator:
+    """The things, one after the other; on a terminal how many are done each time, in a file once a minute."""
+    terminal, begin = sys.stderr.isatty(), time.monotonic()
+    said = begin
+    for i, thing in enumerate(things):
+        now = time.monotonic()
+        if i and (terminal or now - said >= every):
+            left = (now - begin) / i * (len(things) - i)
+            line = f"{i} of {len(things)} kernels, about {left / 60:.0f} minutes left"
+            print(f"\r{line:<60}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
+            said = now
+        yield thing
+    if terminal:
+        print("\r" + " " * 60, end="\r", file=sys.stderr)
 
 
 def _inspected(architecture: str, operator: str, launch: Launch, dtype: str) -> Inspected:

@@ -81,18 +81,40 @@ ATTENTION_TILES: dict[tuple[str, int], dict[str, dict[int, tuple[Tile, ...]]]] =
     },
     ("sm80", 2): {
         "forward": {
-            **dict.fromkeys((16, 32, 64), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
-            128: (Tile(64, 64, 0, 4, 2),),
+            **dict.fromkeys((16, 64), (Tile(128, 64, 0, 8, 2), Tile(64, 64, 0, 4, 2))),
+            32: (Tile(64, 64, 0, 4, 2),),
+            128: (Tile(128, 32, 0, 8, 2),),
             256: (Tile(32, 32, 0, 4, 2),),
         },
         "queries": {
-            **dict.fromkeys((16, 32, 64, 128), (Tile(64, 32, 0, 4, 2),)),
+            **dict.fromkeys((16, 32, 64), (Tile(64, 32, 0, 4, 2),)),
+            128: (Tile(64, 32, 0, 8, 2),),
             256: (Tile(32, 16, 0, 4, 2),),
         },
         "keys": {
             **dict.fromkeys((16, 32, 64), (Tile(32, 64, 0, 4, 2),)),
-            128: (Tile(32, 64, 0, 4, 2),),
+            128: (Tile(32, 64, 0, 8, 2),),
             256: (Tile(16, 32, 0, 4, 2),),
+        },
+        "keys_masked": {
+            **dict.fromkeys((16, 32), (Tile(32, 64, 0, 4, 2),)),
+            64: (Tile(32, 32, 0, 4, 2),),
+            128: (Tile(32, 64, 0, 8, 2),),
+            256: (Tile(32, 32, 0, 8, 2),),
+        },
+        "forward_dropout": {
+            **dict.fromkeys((16, 32, 64), (Tile(128, 32, 0, 8, 2),)),
+            128: (Tile(64, 64, 0, 8, 2),),
+            256: (Tile(64, 32, 0, 8, 2),),
+        },
+        "queries_dropout": {
+            **dict.fromkeys((16, 32, 64), (Tile(64, 32, 0, 4, 2),)),
+            128: (Tile(64, 32, 0, 8, 2),),
+            256: (Tile(32, 32, 0, 8, 2),),
+        },
+        "keys_dropout": {
+            **dict.fromkeys((16, 32, 64, 128), (Tile(32, 32, 0, 4, 2),)),
+            256: (Tile(16, 32, 0, 8, 2),),
         },
     },
     ("gfx942", 2): {
@@ -278,7 +300,7 @@ def hidden(i, j, S, of, begin, end, spans, CAUSAL: tl.constexpr):
 
 @triton.jit
 def _factor(position, seed, stream, p, keep):
-    return tl.where(tl.rand(tl.load(seed), position + stream) >= p, keep, 0.0)
+    return tl.where(tl.rand(seed, position + stream) >= p, keep, 0.0)
 
 
 @triton.jit

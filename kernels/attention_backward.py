@@ -85,6 +85,8 @@ def attention_queries_kernel(
     first_weight = ((batch * H + head) * T + tile * BM) * S
     begin, middle, end = keys_of(tile * BM, tl.minimum(tile * BM + BM, T) - 1, S, spans, BN, CAUSAL)
 
+    if DROP:
+        seed = tl.load(seed)
     sums = tl.zeros((BM, HD), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     by_total = tl.zeros((BM,), tl.float32)
@@ -195,6 +197,8 @@ def attention_keys_kernel(
         middle = tl.maximum(middle, last)
     middle = tl.minimum(begin + tl.cdiv(middle - begin, BM) * BM, tl.maximum(begin, end))
 
+    if DROP:
+        seed = tl.load(seed)
     dk_sums = tl.zeros((BN, HD), tl.float32)
     dv_sums = tl.zeros((BN, HD), tl.float32)
     for head in range(kv_head * GROUP, kv_head * GROUP + GROUP):

@@ -79,6 +79,8 @@ def attention_forward_kernel(
     first_weight = ((batch * H + head) * T + tile * BM) * S
     begin, middle, end = keys_of(tile * BM, tl.minimum(tile * BM + BM, T) - 1, S, spans, BN, CAUSAL)
 
+    if DROP:
+        seed = tl.load(seed)
     sums = tl.zeros((BM, HD), tl.float32)
     m = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)

@@ -65,6 +65,8 @@ def mask_gradient_kernel(
     first_head = tl.program_id(0) // (tiles_j * tiles_i) % heads
     first_batch = tl.program_id(0) // (tiles_j * tiles_i * heads) // parts
     part = tl.program_id(0) // (tiles_j * tiles_i * heads) % parts
+    if DROP:
+        seed = tl.load(seed)
     sums = tl.zeros((BM, BN), tl.float32)
     for index in range(part, of_batches * of_heads * of_rows * of_columns, parts):
         at_j = (tile_j + index % of_columns) * BN

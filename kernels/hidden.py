@@ -72,6 +72,8 @@ def hidden_forward_kernel(
 ):  # fmt: skip
     """A program: its share of the tiles of h; z and h are contiguous, and each is written if it is given."""
     F = aligned(F, ALIGN)
+    if DROP:
+        seed = tl.load(seed)
     first, last, step = turns(M, F, BM, BN, PERSISTENT)
     for index in tl.range(first, last, step, flatten=PERSISTENT):
         tile_row, tile_column = tile_at(index, M, F, BM, BN, GROUP)
@@ -176,6 +178,8 @@ def hidden_backward_kernel(
 ):  # fmt: skip
     """A program: its share of the tiles of dh; dz, h and sums (rows of tiles, F or 2F) are each written if given."""
     F = aligned(F, ALIGN)
+    if DROP and PERSISTENT:  # where there is no loop, one read for all slices costs registers
+        seed = tl.load(seed)
     first, last, step = turns(M, F, BM, BN, PERSISTENT)
     finished = first - step  # where the epilogue is: nothing of a tile's place is carried through the sum
     for index in tl.range(first, last, step, flatten=PERSISTENT):
@@ -233,10 +237,9 @@ def _name(activation: str) -> dict:
     return {"ACTIVATION": ACTIVATION_OF_GATE.get(activation, activation), "GATED": activation in ACTIVATION_OF_GATE}
 
 
-def _tile(product: str, w: Tensor, M: int, N: int, K: int, bound: bool) -> Tile:
-    """Without its bound on registers where the epilogue wants more: dropout's words, a gated derivative."""
-    t = tile(product, w.dtype, w.device, M, N, K)
-    return t if bound or not t.MAXNREG else t._replace(MAXNREG=0)
+def _for_words(t: Tile) -> Tile:
+    """With slices of 8 elements a thread at most: dropout's words lie beside them."""
+    return t._replace(SLICES=max(t.slices, t.slices_of(8)))
 
 
 def _tiles_of_parts(count: int) -> Tile:
@@ -272,7 +275,9 @@ def hidden_forward(
             BM=t.BM, BN=t.BN, num_warps=t.num_warps,
         )  # fmt: skip
         return h
-    t = _tile("gated" if gated else "hidden", w, count, hidden, width, not dropout.drops)
+    t = tile("gated" if gated else "hidden", w.dtype, device, count, hidden, width)
+    if dropout.drops and t.MAXNREG:
+        t = _for_words(t)
     operands, constants = as_operands(n, w, t, True, True, hidden, pair=gated)
     results, stores = as_results(t, z, h, whole=hidden if gated else 0)
     launch(
@@ -323,11 +328,12 @@ def hidden_backward(
     if plan[1] > 1:
         t = _tiles_of_parts(count)
     else:
-        bound = not dropout.drops and activation not in ACTIVATION_OF_GATE
-        t = _tile("hidden_backward", w, count, hidden, width, bound)
-        if dropout.drops:  # its words lie beside the derivative's numbers, and with a gate's beside no second tile
-            gated = activation in ACTIVATION_OF_GATE
-            t = t._replace(SLICES=max(t.slices, t.slices_of(8)), PERSISTENT=t.PERSISTENT and not gated)
+        gated = activation in ACTIVATION_OF_GATE
+        t = tile("hidden_backward", w.dtype, device, count, hidden, width)
+        if dropout.drops or gated:  # the words, and a gate's derivative, want more registers than a bound leaves
+            t = t._replace(MAXNREG=0)
+        if dropout.drops:  # with a gate's words beside no second tile
+            t = _for_words(t)._replace(PERSISTENT=t.PERSISTENT and not gated)
     dz = None
     if need_z:
         dz = z if in_place and not reads_h(activation) else torch.empty_like(z)

@@ -73,6 +73,8 @@ def narrow_ffn_kernel(
         n, _, _ = standardize(n, inside, eps, D, NORM)
         n = affine(n, weight, bias, channels, D)
     n = rounded(n, w_in.dtype.element_ty)
+    if H_DROP:
+        h_seed = tl.load(h_seed)
     u = tl.zeros((BM, BK), tl.float32)
     z_width = 2 * F if GATED else F
     for start in range(0, tl.maximum(F, 1), BN):  # once at least: see product.py

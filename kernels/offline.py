@@ -7,6 +7,7 @@ faults(used, launches[0], "sm90")                   the rules that it breaks
 cache_key(launches[0], "sm90")                      launches with the same key run the same compiled kernel
 """
 
+import functools
 import re
 import struct
 import subprocess
@@ -37,16 +38,19 @@ SHARED_MEMORY = {"sm80": 99 << 10, "sm90": 227 << 10, "sm100": 227 << 10, "gfx94
 # Accesses of fewer than 16 bytes a thread; and those of them that are one number for all threads, dropout's seed.
 _NARROW = r"(?:ld|st)\.global(?!\S*\.v4\.b32)|global_(?:load|store)_(?!dwordx4)"
 _ONE_NUMBER = r"tt\.load .*: !tt\.ptr<"
+_ATOMIC = r"tt\.(?:atomic_|descriptor_reduce)"
 _WGMMA = r"ttng\.warp_group_dot\b"  # a product on Hopper
 _EXECUTABLE = 4  # SHF_EXECINSTR
 # Bytes of stack that are let pass, by Triton 3.7's compiler. For a few kernels ptxas spills two to six registers rather
-# than leave room for a program fewer on a processor: of norm_backward four of at most 128, of hidden_of_parts 32. Timed
+# than leave room for a program fewer on a processor: of norm_backward four of at most 128, of hidden_of_parts 32; of
+# hidden_forward, bounded so that two share one, with relu and dropout in float16. Timed
 # was norm_backward at 1024 channels alone, on an H200: faster with its three stages all the same.
 _SPILLED = {
     ("sm80", "norm_backward"): 8,
     ("sm90", "norm_backward"): 8,
     ("sm100", "norm_backward"): 24,
     ("sm100", "hidden_of_parts_kernel"): 8,
+    ("sm100", "hidden_forward_kernel"): 16,
 }
 WIDE_ROW = 1000  # channels from which on a row kernel must move 16 bytes a thread
 
@@ -64,27 +68,33 @@ class Resources(NamedTuple):
     instructions: int  # of the machine code, padding included
     multiplies: bool  # has a product of 16-bit matrices
     serialized: bool  # wgmma of which each waits for the last, by ptxas' own account
+    atomics: int  # additions and exchanges in memory, in whichever order programs come
     unwritten: int  # instructions that read a register which nothing wrote, where there are two products by wgmma
 
 
-def _specialised(launch: Launch, architecture: str):
-    """``(arguments for ASTSource, options, what Triton looks a compiled kernel up by)``, all from Triton itself."""
-    kernel, backend = launch.kernel, make_backend(TARGETS[architecture])
-    constants = {**launch.constants, "enable_fp_fusion": True}
-    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, rest = bind(*launch.arguments, **constants)
-    options, *source = kernel._pack_args(backend, constants, bound, specialization, rest)
-    return source, options, compute_cache_key({}, specialization, rest)
+@functools.cache
+def _binder(kernel, architecture: str):
+    """Triton's ``(backend, function that binds and specialises arguments)``: written anew at each call of its own."""
+    backend = make_backend(TARGETS[architecture])
+    return backend, create_function_from_signature(kernel.signature, kernel.params, backend)
+
+
+def _constants(launch: Launch) -> dict:
+    return {**launch.constants, "enable_fp_fusion": True}
 
 
 def cache_key(launch: Launch, architecture: str) -> str:
-    """Launches of a kernel with equal keys share one compiled kernel."""
-    return f"{launch.kernel.__name__} {_specialised(launch, architecture)[2]}"
+    """Launches of a kernel with equal keys share one compiled kernel: what Triton itself looks it up by."""
+    _, bind = _binder(launch.kernel, architecture)
+    _, specialization, rest = bind(*launch.arguments, **_constants(launch))
+    return f"{launch.kernel.__name__} {compute_cache_key({}, specialization, rest)}"
 
 
 def compile_for(launch: Launch, architecture: str):
-    """The launch's kernel as Triton would compile it there."""
-    source, options, _ = _specialised(launch, architecture)
+    """The launch's kernel as Triton would specialise and compile it there."""
+    backend, bind = _binder(launch.kernel, architecture)
+    constants = _constants(launch)
+    options, *source = launch.kernel._pack_args(backend, constants, *bind(*launch.arguments, **constants))
     return triton.compile(ASTSource(launch.kernel, *source), target=TARGETS[architecture], options=vars(options))
 
 
@@ -110,6 +120,7 @@ def resources(compiled) -> Resources:
         instructions=instructions,
         serialized="wgmma.mma_async" in text and _serialized(text),
         multiplies=re.search(r"tt\.dot\b.*x(?:bf16|f16)", asm["ttir"]) is not None,
+        atomics=len(re.findall(_ATOMIC, asm["ttir"])),
         unwritten=len(unwritten(asm["sass"])) if len(re.findall(_WGMMA, asm["ttgir"])) > 1 else 0,
     )
 
@@ -157,6 +168,8 @@ def faults(used: Resources, launch: Launch, architecture: str) -> list[str]:
         found.append(f"{used.shared} bytes of shared memory, a block has {SHARED_MEMORY[architecture]}")
     if used.multiplies and not used.wgmma + used.mma:
         found.append("no matrix instruction")
+    if used.atomics:
+        found.append(f"{used.atomics} atomic operations: other bits every time")
     if (used.stack or 0) > _SPILLED.get((architecture, launch.kernel.__name__), 0):
         found.append(f"{used.stack} bytes of stack a thread: registers are spilled")
     if architecture != "sm90":

@@ -25,9 +25,9 @@ _INSPECT_EXAMPLES = """examples:
 A shape is tokens,D,F. The columns: registers and bytes of stack of a thread (stack means spilled registers), shared
 memory of a block, instructions of the matrix units (wgmma: Hopper's and Blackwell's; mma: the older ones and AMD's),
 bulk copies by TMA, and all instructions of the machine code. A kernel breaks a rule if it needs more shared memory than
-a block can have, spills (norm_backward may, up to 24 bytes, and one more on Blackwell), multiplies 16-bit matrices
-without matrix instructions, or reads a register that nothing wrote (an error of ptxas); on Hopper also if it uses the
-older matrix instructions, or moves long rows by fewer than 16 bytes a thread.
+a block can have, spills (norm_backward may, up to 24 bytes, and two more on Blackwell), multiplies 16-bit matrices
+without matrix instructions, has an atomic operation, or reads a register that nothing wrote (an error of ptxas); on
+Hopper also if it uses the older matrix instructions, or moves long rows by fewer than 16 bytes a thread.
 
 exit codes:
   0 no kernel breaks a rule   1 one does, or does not compile   2 usage"""

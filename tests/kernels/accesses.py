@@ -13,31 +13,50 @@ import torch
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["OutOfBounds", "checked_accesses"]
+__all__ = ["OutOfBounds", "checked_accesses", "noted_accesses"]
 
 
 class OutOfBounds(Exception):
     """A kernel touched what lies in none of its tensors."""
 
 
+_LAUNCH = (GridExecutor, "__call__")
+_LOAD = (InterpreterBuilder, "create_masked_load")
+_STORE = (InterpreterBuilder, "create_masked_store")
+_ADD = (InterpreterBuilder, "create_atomic_rmw")
+_SWAP = (InterpreterBuilder, "create_atomic_cas")
+
+
 @contextmanager
 def checked_accesses() -> Iterator[None]:
     """Inside, every load, store and atomic of interpreted kernels is checked."""
     memory = _Memory()
-    launch, load, store, add, swap = (
-        (GridExecutor, "__call__"),
-        (InterpreterBuilder, "create_masked_load"),
-        (InterpreterBuilder, "create_masked_store"),
-        (InterpreterBuilder, "create_atomic_rmw"),
-        (InterpreterBuilder, "create_atomic_cas"),
-    )
     before = {
-        launch: lambda _, *arguments, **others: memory.given([*arguments, *others.values()]),
-        load: lambda _, pointers, mask, *others, **named: memory.check("loads", pointers, mask),
-        store: lambda _, pointers, value, mask, *others, **named: memory.check("stores", pointers, mask),
-        add: lambda _, operation, pointers, value, mask, *others, **named: memory.check("adds to", pointers, mask),
-        swap: lambda _, pointers, *others, **named: memory.check("swaps", pointers, None),
+        _LAUNCH: lambda _, *arguments, **others: memory.given([*arguments, *others.values()]),
+        _LOAD: lambda _, pointers, mask, *others, **named: memory.check("loads", pointers, mask),
+        _STORE: lambda _, pointers, value, mask, *others, **named: memory.check("stores", pointers, mask),
+        _ADD: lambda _, operation, pointers, value, mask, *others, **named: memory.check("adds to", pointers, mask),
+        _SWAP: lambda _, pointers, *others, **named: memory.check("swaps", pointers, None),
     }
+    with _looked_at(before):
+        yield
+
+
+@contextmanager
+def noted_accesses() -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Inside, ``(loads, stores)`` get the addresses of the elements that interpreted kernels load and store."""
+    loads, stores = [], []
+    before = {
+        _LOAD: lambda _, pointers, mask, *others, **named: loads.append(_unmasked(pointers, mask)),
+        _STORE: lambda _, pointers, value, mask, *others, **named: stores.append(_unmasked(pointers, mask)),
+    }
+    with _looked_at(before):
+        yield loads, stores
+
+
+@contextmanager
+def _looked_at(before: dict) -> Iterator[None]:
+    """Inside, these functions of the interpreter are called before its own."""
     originals = {at: getattr(*at) for at in before}
     try:
         for at, original in originals.items():
@@ -57,6 +76,10 @@ def _after(check, original):
     return checked
 
 
+def _unmasked(pointers, mask) -> np.ndarray:
+    return pointers.data if mask is None else pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+
+
 class _Memory:
     """The tensors of the kernel that runs, by address: every byte from ``starts[i]`` up to ``ends[i]`` is one's own."""
 
@@ -71,7 +94,7 @@ class _Memory:
         self.starts, self.ends = np.array(merged or [(0, 0)], dtype=np.uint64).T
 
     def check(self, does: str, pointers, mask) -> None:
-        first = pointers.data if mask is None else pointers.data[np.broadcast_to(mask.data, pointers.data.shape)]
+        first = _unmasked(pointers, mask)
         if first.size == 0:
             return
         size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)

@@ -73,6 +73,7 @@ def test_compiles(architecture):
     ("architecture", "kernel", "shape", "dtype"),
     [
         ("sm80", "hidden_backward_kernel", "16384,1024,4096", "bfloat16"),
+        ("sm90", "hidden_forward_kernel", "16384,1024,4096", "bfloat16"),
         ("sm90", "norm_backward_wide", "64,16384,64", "bfloat16"),
         ("gfx942", "linear_residual_kernel", "16384,128,512", "float32"),
     ],
@@ -95,6 +96,7 @@ def test_dropout_costs_no_kernel_its_registers(architecture, kernel, shape, dtyp
         ("gfx942", "norm_backward", 0),
         ("sm100", "norm_backward", 24),
         ("sm100", "hidden_of_parts_kernel", 8),
+        ("sm100", "hidden_forward_kernel", 16),
     ],
 )
 def test_a_spill_breaks_a_rule_on_every_device(architecture, kernel, spilled):
@@ -103,12 +105,14 @@ def test_a_spill_breaks_a_rule_on_every_device(architecture, kernel, spilled):
     from macaron_ops.kernels.offline import Resources, faults
 
     launch = Launch(SimpleNamespace(__name__=kernel), 1, (), {})
-    used = Resources(128, spilled, 0, 0, 0, 0, 0, 100, False, False, 0)
+    used = Resources(128, spilled, 0, 0, 0, 0, 0, 100, False, False, 0, 0)
     assert faults(used, launch, architecture) == faults(used._replace(stack=None), launch, architecture) == []
     found = faults(used._replace(stack=spilled + 8), launch, architecture)
     assert found == [f"{spilled + 8} bytes of stack a thread: registers are spilled"]
     found = faults(used._replace(unwritten=2), launch, architecture)
     assert found == ["2 reads of a register that nothing wrote: ptxas lost an instruction"]
+    found = faults(used._replace(atomics=1), launch, architecture)
+    assert found == ["1 atomic operations: other bits every time"]
     assert faults(used._replace(serialized=True), launch, architecture) == [
         "asynchronous products that wait for one another"
     ]
@@ -120,6 +124,65 @@ def test_products_that_wait_for_one_another_are_found():
     done = compiling([sys.executable, Path(__file__).with_name("two_products.py")])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"may be empty": True, "once at least": False}
+
+
+ATOMIC = """
+import sys
+import torch
+import triton
+import triton.language as tl
+from macaron_ops.kernels.device import Launch
+from macaron_ops.kernels.offline import compile_for, faults, resources
+
+@triton.jit
+def adding(x):
+    tl.atomic_add(x + tl.arange(0, 128), 1.0)
+
+launch = Launch(adding, 1, (torch.empty(128, device="meta"),), {})
+for architecture in ("sm90", "gfx942"):
+    print(faults(resources(compile_for(launch, architecture)), launch, architecture))
+"""
+
+
+def test_an_atomic_operation_breaks_a_rule(tmp_path):
+    (tmp_path / "adding.py").write_text(ATOMIC)
+    done = compiling([sys.executable, str(tmp_path / "adding.py")], PYTHONPATH=str(ROOT))
+    assert done.stdout.splitlines() == 2 * ["['1 atomic operations: other bits every time']"], done.stderr
+
+
+def read_in_loops(text):
+    """The lines of a kernel's code (ttgir) that read dropout's seed, a number of 64 bits, in a loop."""
+    loops, found = [], []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        if "scf.for" in line:
+            loops.append(indent)
+        elif loops and line.lstrip().startswith("}") and indent == loops[-1]:
+            loops.pop()
+        elif loops and "tt.ptr<i64>" in line and ("tt.load" in line or "async_copy" in line):
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kernel", "shape"),
+    [
+        ("sm90", "hidden_forward_kernel", "1024,512,1024"),
+        ("sm90", "hidden_backward_kernel", "1024,512,1024"),
+        ("sm90", "narrow_ffn_kernel", "1024,64,128"),
+        ("sm100", "attention_keys_kernel", None),
+    ],
+)
+def test_dropouts_seed_is_read_before_the_loop(architecture, kernel, shape):
+    """In it Triton would copy it in every turn, or wait for it in every slice of a tile. ``linear_residual`` does wait:
+    with one read ptxas works on all slices at once, and spills."""
+    shapes = ["--shape", shape] if shape else []
+    done = compiling([*INSPECT, "--arch", architecture, "--kernel", kernel, "--source", "ttgir", *shapes])
+    assert done.returncode == cli.FINISHED, done.stderr
+    dropping = [text for text in done.stdout.split("\n// ") if "DROP=True" in text.partition("\n")[0]]
+    assert dropping and all("tt.load %" in text and "scf.for" in text for text in dropping)
+    for text in dropping:
+        assert read_in_loops(text) == []
 
 
 def test_a_configuration_that_breaks_a_rule_fails_the_command(tmp_path):
@@ -161,6 +224,50 @@ def test_an_interpreted_kernel_has_no_machine_code(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert cli.main(["inspect-kernels"]) == cli.USAGE
     assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+USES = """
+from macaron_ops.bench.kernel_calls import Wanted
+from macaron_ops.bench.kernel_report import launches
+from macaron_ops.kernels.offline import cache_key
+
+found = launches("sm90", Wanted(dtypes=("bfloat16",), every=True))
+for operator, launch, _ in found:
+    name, c = launch.kernel.__name__, launch.constants
+    affine = launch.arguments[1 if name == "norm_forward" else 2] is not None
+    print("norm", name, c.get("NORM"), c.get("AFTER"), affine)
+    print("activation", name, c.get("ACTIVATION"), c.get("GATED"), c.get("DROP"), c.get("SLICES"))
+    print("direction", name, c.get("DIRECTION"), c.get("STEP"))
+assert len({cache_key(launch, "sm90") for _, launch, _ in found}) == len(found)
+"""
+
+
+def test_every_use_is_compiled_once():
+    """All norms, with and without a weight, before and after the products, in every kernel that knows them."""
+    done = compiling([sys.executable, "-c", USES])
+    assert done.returncode == 0, done.stderr
+    said = set(done.stdout.splitlines())
+    for name in ("norm_forward", "norm_backward"):
+        affine = {f"norm {name} {norm} None {has}" for norm in ("layer", "rms", "sphere") for has in (True, False)}
+        assert affine <= said, name
+    assert "norm norm_backward none None False" in said
+    for norm in ("layer", "rms", "sphere"):
+        for name in ("linear_residual_kernel", "residual_of_parts_kernel"):
+            assert any(line.startswith(f"norm {name} {norm} None") for line in said)
+        for before, after in ((norm, "none"), ("none", norm)):
+            assert any(line.startswith(f"norm narrow_ffn_kernel {before} {after}") for line in said)
+    for activation in ("relu False", "gelu False", "gelu_tanh False", "silu False", "silu True", "gelu True"):
+        for name in ("hidden_forward_kernel", "hidden_backward_kernel", "narrow_ffn_kernel"):
+            for drop in (False, True):
+                wanted = f"activation {name} {activation} {drop and (name, activation) != RELU} "
+                assert any(line.startswith(wanted) for line in said), wanted
+    for direction in ("tangent", "difference", "ambient"):
+        for name in ("step_forward", "step_backward", "step_forward_wide", "step_backward_wide"):
+            steps = {line.rsplit(" ", 1)[1] for line in said if line.startswith(f"direction {name} {direction} ")}
+            assert len(steps) == 3, (name, direction)
+
+
+RELU = ("hidden_backward_kernel", "relu False")  # it reads h, which is 0 where dropped
 
 
 KEYS = """

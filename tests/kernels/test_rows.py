@@ -1,6 +1,7 @@
 """Claim: row kernels take rows of any strides and any length, walk over long ones in blocks with the same result, and
-lose nothing to a large mean."""
+lose nothing to a large mean. Rows in registers are read and written once, several of them by a program."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,12 @@ if not TRITON.usable:
     pytest.skip(f"triton: {TRITON.reason}", allow_module_level=True)
 
 from macaron_ops.kernels import rows as rows_module  # noqa: E402
+from macaron_ops.kernels.device import recording  # noqa: E402
 from macaron_ops.kernels.norm_rows import normalize_rows, normalize_rows_backward  # noqa: E402
 from macaron_ops.kernels.rows import as_rows  # noqa: E402
 from macaron_ops.kernels.sums import Sum  # noqa: E402
 from macaron_ops.reference.norm import normalize, normalize_backward  # noqa: E402
+from tests.kernels.accesses import noted_accesses  # noqa: E402
 from tests.kernels.test_numbers import assert_case_by_rule  # noqa: E402
 from tests.ops.cases import Case, _normalize  # noqa: E402
 from tests.rule import assert_by_rule  # noqa: E402
@@ -87,6 +90,58 @@ def test_a_residual_without_a_sum(length, device):
         for wanted in (None, Sum(torch.float32))
     ]  # fmt: skip
     assert torch.equal(*found)
+
+
+def assert_once(accesses, tensors):
+    """Each element of each of the tensors once, and no others of theirs."""
+    addresses = np.concatenate([np.ravel(a) for a in accesses])
+    for name, t in tensors.items():
+        first = t.data_ptr()
+        inside = addresses[(addresses >= first) & (addresses < first + t.numel() * t.element_size())]
+        assert np.array_equal(np.sort(inside), first + np.arange(t.numel()) * t.element_size()), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere", None])
+def test_one_read_and_one_write_of_each_tensor(norm):
+    """Of a norm, forward and backward with the residual's gradient and the norm again."""
+    x, grad, residual = torch.randn(3, 37, 100).unbind()
+    with noted_accesses() as (loads, stores):
+        y = normalize_rows(as_rows(x), norm, None, None, 1e-5, torch.float32)
+    assert_once(loads, {"x": x})
+    assert_once(stores, {"y": y})
+    n, sums = torch.empty_like(x) if norm else None, (Sum(torch.float32) if norm else None, None, Sum(torch.float32))
+    with noted_accesses() as (loads, stores):
+        dx, dropped, _ = normalize_rows_backward(
+            as_rows(grad), as_rows(x), norm, None, 1e-5, n=n, residual=as_rows(residual),
+            total=torch.float32, dropped=torch.bfloat16, sums=sums,
+        )  # fmt: skip
+    assert_once(loads, {"grad": grad, "residual": residual} | ({"x": x} if norm else {}))
+    assert_once(stores, {"dx": dx, "dropped": dropped} | ({"n": n} if norm else {}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks into the interpreter")
+def test_one_read_and_one_write_of_a_step():
+    x, u = (t.requires_grad_() for t in F.normalize(torch.randn(2, 37, 100), dim=-1).unbind())
+    grad, step = torch.randn(37, 100), torch.full((100,), 0.3, requires_grad=True)
+    with macaron_ops.use_backend("triton"):
+        with noted_accesses() as (loads, stores):
+            y = macaron_ops.normalize_step(x, u, step)
+        assert_once(loads, {"x": x, "u": u})
+        assert_once(stores, {"y": y})
+        with noted_accesses() as (loads, stores):
+            dx, du, _ = torch.autograd.grad(y, (x, u, step), grad)
+    assert_once(loads, {"grad": grad, "x": x, "u": u})
+    assert_once(stores, {"dx": dx, "du": du})
+
+
+def test_short_rows_share_a_program(device):
+    """16 elements a thread, or 256 rows; and backward no more programs than a device holds, each with its sums."""
+    for width in (1, 3, 64, 100, 128, 1000, 1024):
+        tiles = rows_module.row_tiles(width)
+        assert tiles.BLOCK >= width and tiles.ROWS == min(rows_module.TILE // tiles.BLOCK, 256), width
+        with recording("sm90", 132):
+            assert tiles.programs(1 << 20, device) == 4 * 132
 
 
 @pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])

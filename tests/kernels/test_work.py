@@ -83,6 +83,19 @@ def test_many_tokens_give_nearly_every_processor_a_program():
         assert all(launch.programs >= 128 for launch in launches if launch.kernel.__name__ != SUMS)
 
 
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_two_programs_of_the_first_product_share_a_processor(activation, dropout):
+    """One multiplies while the other is in its epilogue, dropout's too; backward neither it nor a gate leaves room."""
+    call = ffn_arguments(16384, 1024, 4096, torch.bfloat16, activation, dropout=dropout)
+    forward, backward = launches_of_ffn(*call, needs=NEEDS)
+    (hidden,) = (launch for launch in forward if launch.kernel.__name__ == HIDDEN)
+    assert hidden.constants["maxnreg"] == 128 and hidden.programs == 2 * 132
+    assert not dropout or hidden.constants["SLICES"] == (4 if activation == "swiglu" else 8)
+    (d_hidden,) = (launch for launch in backward if launch.kernel.__name__ == D_HIDDEN)
+    assert ("maxnreg" in d_hidden.constants) == (activation == "gelu" and not dropout)
+
+
 @pytest.mark.parametrize("placement", ["pre", "post"])
 @pytest.mark.parametrize("tokens", [1, 60])
 def test_few_tokens(tokens, placement):
