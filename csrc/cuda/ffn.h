@@ -43,18 +43,20 @@ MACARON_DEVICE void copy_weights(const FfnStep& a, int first, T* in, T* out) {
   }
 }
 
+MACARON_DEVICE float at(const float* bias, int column, int width) {
+  return bias != nullptr && column < width ? bias[column] : 0.f;
+}
+
 template <Norm N, class S>
 MACARON_DEVICE void normalise(const FfnStep& a, Elements<S>& x, Team<S>& team) {
   float s[S::kElements];
 #pragma unroll
   for (int i = 0; i < S::kElements; ++i) s[i] = x[i];
   const Standard<N> standard(s, a.width, a.eps, team, S{});
+  standard.apply(s, a.norm_weight, a.norm_bias, a.width, team);
 #pragma unroll
-  for (int i = 0; i < S::kElements; ++i) {
-    const int column = team.column(i);
-    const float n = standard(s[i]) * at(a.norm_weight, column, a.width, 1.f) + at(a.norm_bias, column, a.width, 0.f);
-    x.set(i, column < a.width ? n : 0.f);
-  }
+  for (int i = 0; i < S::kElements; ++i) s[i] = team.has(i, a.width) ? s[i] : 0.f;
+  x.set(s);
 }
 
 // The warp's share of a block's `count` rows of a tensor, from `first` on, as an operand: N of them or themselves; zeros

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kFfnThreads) ffn_forward(FfnStep a) {
 #pragma unroll
     for (int f = 0; f < kHidden / 8; ++f) {
       const int column = step * kHidden + f * 8 + lane % 4 * 2;
-      const float b0 = at(a.b_in, column, a.hidden, 0.f), b1 = at(a.b_in, column + 1, a.hidden, 0.f);
+      const float b0 = at(a.b_in, column, a.hidden), b1 = at(a.b_in, column + 1, a.hidden);
 #pragma unroll
       for (int m = 0; m < K::kTiles; ++m)
 #pragma unroll
@@ -98,11 +98,11 @@ __global__ void __launch_bounds__(kFfnThreads) ffn_forward(FfnStep a) {
         const int column = d * 8 + lane % 4 * 2;
         if (column >= a.width) continue;
         const Vector<T, 2> x = *reinterpret_cast<const Vector<T, 2>*>(static_cast<const T*>(a.x) + row * a.width + column);
-        Vector<T, 2> out;
+        float out[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-          out.at[i] = rounded<T>(a.a * to_float(x.at[i]) + a.c * (y[m][d][r * 2 + i] + at(a.b_out, column + i, a.width, 0.f)));
-        *reinterpret_cast<Vector<T, 2>*>(static_cast<T*>(a.y) + row * a.width + column) = out;
+          out[i] = a.a * x[i] + a.c * (y[m][d][r * 2 + i] + at(a.b_out, column + i, a.width));
+        *reinterpret_cast<uint32_t*>(static_cast<T*>(a.y) + row * a.width + column) = packed<T>(out[0], out[1]);
       }
     }
 }

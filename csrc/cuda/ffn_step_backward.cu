@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kFfnThreads, 2) ffn_backward(FfnStep a) {
 #pragma unroll
     for (int f = 0; f < kHidden / 8; ++f) {
       const int column = step * kHidden + f * 8 + lane % 4 * 2;
-      const float b[2] = {at(a.b_in, column, a.hidden, 0.f), at(a.b_in, column + 1, a.hidden, 0.f)};
+      const float b[2] = {at(a.b_in, column, a.hidden), at(a.b_in, column + 1, a.hidden)};
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int64_t row = first + my_row + r * 8 + lane / 4;

@@ -78,15 +78,4 @@ MACARON_DEVICE void multiply_add(float (&c)[4], const Fragment& a, uint32_t b0, 
 
 #endif
 
-// Two numbers as one register of a fragment, the first one in the low half.
-template <class T>
-MACARON_DEVICE uint32_t packed(float low, float high) {
-  struct alignas(4) {
-    T at[2];
-  } pair = {{rounded<T>(low), rounded<T>(high)}};
-  uint32_t bits;
-  memcpy(&bits, &pair, sizeof bits);
-  return bits;
-}
-
 }  // namespace macaron_ops::cuda

@@ -21,7 +21,7 @@ struct Standard {
     float squares = 0.f;
 #pragma unroll
     for (int i = 0; i < S::kElements; ++i)
-      if (team.column(i) < width) squares += (s[i] - mean) * (s[i] - mean);
+      if (team.has(i, width)) squares += (s[i] - mean) * (s[i] - mean);
     squares = team.sum(squares);
     if constexpr (N == Norm::sphere) {
       const float length = sqrtf(squares);
@@ -33,10 +33,20 @@ struct Standard {
     }
   }
   MACARON_DEVICE float operator()(float s) const { return (s - mean) * rstd; }
-};
 
-MACARON_DEVICE float at(const float* parameter, int column, int width, float otherwise) {
-  return parameter != nullptr && column < width ? parameter[column] : otherwise;
-}
+  // s becomes N(s) weight + bias; of both no more than a vector is in registers at a time.
+  template <class S>
+  MACARON_DEVICE void apply(float (&s)[S::kElements], const float* weight, const float* bias, int width,
+                            const Team<S>& team) const {
+#pragma unroll
+    for (int k = 0; k < S::CHUNKS; ++k) {
+      float w[S::V], b[S::V];
+      read_columns(w, k, weight, 1.f, width, team);
+      read_columns(b, k, bias, 0.f, width, team);
+#pragma unroll
+      for (int v = 0; v < S::V; ++v) s[k * S::V + v] = (*this)(s[k * S::V + v]) * w[v] + b[v];
+    }
+  }
+};
 
 }  // namespace macaron_ops::cuda

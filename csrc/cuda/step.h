@@ -8,11 +8,25 @@
 
 namespace macaron_ops::cuda {
 
+// c where it is one number.
+MACARON_DEVICE float step_of_all(const Step& step) { return step.tensor == nullptr ? step.number : step.tensor[0]; }
 // c of a column, 0 past the row's end.
 MACARON_DEVICE float step_at(const Step& step, int column, int width) {
-  if (step.tensor == nullptr) return step.number;
-  if (!step.per_channel) return step.tensor[0];
+  if (!step.per_channel) return step_of_all(step);
   return column < width ? step.tensor[column] : 0.f;
+}
+// c of a thread's elements.
+template <class S, bool CHANNELS>
+MACARON_DEVICE auto steps_of(const Step& step, int width, const Team<S>& team) {
+  if constexpr (CHANNELS) {
+    return Columns<S>(step.tensor, 0.f, width, team);
+  } else {
+    struct {
+      float all;
+      MACARON_DEVICE float operator[](int) const { return all; }
+    } same = {step_of_all(step)};
+    return same;
+  }
 }
 
 // What v of a row's elements is computed with.

@@ -219,6 +219,7 @@ def test_nothing_that_a_capture_refuses():
     called = set(re.findall(r" U ((?:__)?cuda[A-Z]\w*)", text))
     assert "cudaFuncSetAttribute" in called
     questions = {"cudaDeviceGetAttribute", "cudaGetDevice", "cudaGetDriverEntryPointByVersion", "cudaFuncSetAttribute"}
+    questions.add("cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags")
     errors = {"cudaGetErrorString", "cudaGetLastError", "cudaPeekAtLastError"}
     others = called - questions - errors
     assert not {name for name in others if not re.search("Launch|[Rr]egister|CallConfiguration|GetKernel", name)}
@@ -287,6 +288,29 @@ def test_instructions(kernels, instructions):
     hardware's exponential."""
     text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
     assert not [name for name in instructions if name not in text]
+
+
+@needs_library
+@pytest.mark.parametrize(("kernels", "count"), [("normalize_step", 144), ("norm_rows", 72)])
+def test_rows_and_parameters_are_read_by_vectors(kernels, count):
+    """Where rows are vectors, two tensors' are on their way before a warp adds up the first sum; and of a parameter
+    nothing is read by itself, but a step that is one number."""
+    text = cuobjdump("--dump-sass", BUILT.parent / "kernel" / f"{kernels}.o")
+    seen = 0
+    for kernel in text.split("Function : ")[1:]:
+        name, code = kernel.split("\n", 1)
+        ((vector, chunks),) = re.findall(r"ShapeI\w+?Li(\d+)ELi(\d+)ELb", name)
+        if vector == "1":
+            continue
+        seen += 1
+        reads = re.findall(r"\b(LDG\.E\S*|SHFL\.BFLY)", code)
+        before = reads[: reads.index("SHFL.BFLY")]
+        # z may not be there; the first sum of the direction "difference" is of u alone.
+        tensors = 1 if "norm_forward" in name or "DirectionE1" in name else 2
+        assert sum(read.startswith("LDG.E.128") for read in before) >= tensors * int(chunks), name
+        alone = [read for read in reads if not read.startswith(("LDG.E.128", "SHFL"))]
+        assert len(alone) <= 1, (name, alone)
+    assert seen > 0 and seen % count == 0  # for each GPU
 
 
 HOPPER = sorted(BUILT.parent.glob("sm90/*.o"))

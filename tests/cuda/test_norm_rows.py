@@ -8,19 +8,19 @@ from macaron_ops.reference.norm import normalize, normalize_backward
 from tests.rule import assert_draws_by_rule
 
 A, C, EPS = 0.75, -0.5, 1e-5
-WIDTHS = [(3, 40), (24, 9), (257, 5), (512, 4), (1032, 3), (2050, 2), (8192, 2)]
+# Each kind of row: lanes with one vector, two or four, a block; by vectors and not.
+WIDTHS = [(3, 40), (24, 9), (200, 5), (257, 5), (512, 4), (1000, 3), (1032, 3), (2050, 2), (8192, 2)]
 
 
-def draw_rows(rows, width, dtype, seed, shift=0.0):
+def draw_rows(rows, width, dtype, seed, shift=0.0, scale=1.0):
     """x, z, weight, bias, the gradient of n and that of s by another way, in ``dtype``."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape):
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    return randn(rows, width) + shift, *(
-        randn(*s) for s in ((rows, width), (width,), (width,), (rows, width), (rows, width))
-    )
+    x, z = scale * randn(rows, width) + shift, scale * randn(rows, width)
+    return x, z, *(randn(*s) for s in ((width,), (width,), (rows, width), (rows, width)))
 
 
 def plain(x, z, weight, bias, grad, residual, norm):
@@ -39,9 +39,9 @@ def ours(x, z, weight, bias, grad, residual, norm):
     return n, d[0], *(g.to(x.dtype) for g in d[1:])
 
 
-def check(rows, width, norm, dtype, device, shift=0.0):
+def check(rows, width, norm, dtype, device, shift=0.0, scale=1.0):
     def draw(seed):
-        drawn = [t.to(device) for t in draw_rows(rows, width, dtype, seed, shift)]
+        drawn = [t.to(device) for t in draw_rows(rows, width, dtype, seed, shift, scale)]
         found = (
             ours(*drawn, norm),
             plain(*drawn, norm),
@@ -74,6 +74,21 @@ def test_every_order_of_threads(width, norm, dtype, order, device, monkeypatch):
 
 def test_a_large_mean(device):
     check(4, 512, "layer", torch.float32, device, shift=1000.0)
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "sphere"])
+def test_rows_shorter_than_eps(norm, device):
+    """They are divided by eps, or its root, and the gradient has no part along them."""
+    check(5, 40, norm, torch.float32, device, scale=1e-7)
+
+
+def test_parameters_that_begin_where_no_vector_does(device):
+    """Slices, as of one tensor that holds all parameters: what they are read by begins at multiples of 16 bytes."""
+    from macaron_ops.native.cuda.norm_rows import norm_rows
+
+    x, weight, bias = torch.randn(5, 40, device=device), *torch.randn(2, 41, device=device)[:, 1:]
+    n, _ = norm_rows(x, None, "layer", weight, bias, EPS)
+    assert torch.equal(n, norm_rows(x, None, "layer", weight.clone(), bias.clone(), EPS)[0])
 
 
 def test_nothing_but_what_is_needed(device):

@@ -81,6 +81,19 @@ def test_rows_of_a_slice(device):
     check(Call("normalize_step", tensors, {"step": 0.3}, "bfloat16"), "cuda", device)
 
 
+@pytest.mark.parametrize("operator", NAMES)
+@pytest.mark.parametrize("direction", ["tangent", "difference", "ambient"])
+def test_rows_shorter_than_eps(direction, operator, device):
+    """x + c v and u: they are divided by eps, and their gradients have no part along them."""
+    tensors = {"x": Drawn((40, 3), role="x", scale=1e-14)}
+    options = {"step": 0.3, "direction": direction}
+    if operator == "normalize_step":
+        tensors["u"] = Drawn((40, 3), role="x", scale=1e-14)
+    else:
+        options["beta"] = 2.0
+    check(Call(operator, tensors, options), "cuda", device)
+
+
 # -- particles -------------------------------------------------------------------------------------------------------
 
 
