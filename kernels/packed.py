@@ -34,6 +34,7 @@ _NUMBERS = {
     "fp32": ctypes.c_float,
     "fp64": ctypes.c_double,
 }
+_NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 _ADDRESS = ctypes.sizeof(ctypes.c_void_p)
 _MAP, _MAP_AT = 128, 64  # bytes of a CUtensorMap, and what its place is a multiple of
 
@@ -175,8 +176,9 @@ class Packed:
         self._set = functools.partial(struct.Struct(f"{len(addresses)}Q").pack_into, addresses, 0)
         self._lock = threading.Lock()
 
-    def start(self, tensors: Sequence[Tensor]) -> None:
-        """On the current stream of the device, which is the current one."""
+    def start(self, tensors: Sequence[Tensor]) -> bool:
+        """On the current stream of the device, which is the current one. False, and not started, in a thread that has
+        no context of CUDA yet: Triton's launcher gives it one."""
         cuda = _driver()
         addresses = [t.data_ptr() for t in tensors]
         stream = torch._C._cuda_getCurrentRawStream(self._device)
@@ -187,8 +189,9 @@ class Packed:
                     raise _error(status)
             self._config.hStream = stream
             status = cuda.cuLaunchKernelEx(self._at_config, self._function, self._array, None)
-        if status:
+        if status and status != _NO_CONTEXT:
             raise _error(status)
+        return not status
 
 
 def _declared(function: int) -> list[int]:

@@ -37,9 +37,7 @@ class Start:
             self._first(tensors)
             return
         with on(self._device):
-            if self._packed is not None and not _hooked():
-                self._packed.start(tensors)
-            else:
+            if self._packed is None or _hooked() or not self._packed.start(tensors):
                 self._compiled(*self._arguments(tensors), *self._others)
 
     def _first(self, tensors: tuple[Tensor, ...]) -> None:

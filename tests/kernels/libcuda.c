@@ -43,7 +43,9 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
   *text = error == CUDA_ERROR_INVALID_VALUE ? "invalid argument" : "no text";
   return CUDA_SUCCESS;
 }
+static __thread int has_context; /* asked of on stream 14 alone: whoever looks for one has it from then on */
 CUresult cuCtxGetCurrent(CUcontext *context) {
+  has_context = 1;
   *context = (CUcontext)1;
   return CUDA_SUCCESS;
 }
@@ -143,6 +145,7 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **p
   const Kernel *kernel = (const Kernel *)function;
   char text[256];
   if (!wanted) return CUDA_SUCCESS;
+  if ((size_t)c->hStream == 14 && !has_context) return CUDA_ERROR_INVALID_CONTEXT;
   snprintf(text, sizeof text, "%s (%u, %u, %u) x (%u, %u, %u), %u bytes, stream %zu, %u attributes:", kernel->name,
            c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY, c->blockDimZ, c->sharedMemBytes,
            (size_t)c->hStream, c->numAttrs);

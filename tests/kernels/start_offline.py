@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch  # noqa: E402
 import triton  # noqa: E402
 
-STREAM, BAD_STREAM = 7, 13  # libcuda.c refuses what comes on the latter
+STREAM, BAD_STREAM, CONTEXT_STREAM = 7, 13, 14  # libcuda.c refuses the second, the third without a context
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia"
 
 
@@ -128,8 +128,13 @@ def rounds_of(each, device_calls, stream: list[int]) -> Iterator[dict]:
         start(*given_to(again))
     except RuntimeError as error:
         yield {"round": "refused", "error": str(error)}
-    stream[0] = STREAM
+    stream[0] = CONTEXT_STREAM
     said()
+    thread = threading.Thread(target=lambda: [start(*given_to(again)) for _ in range(2)])  # without a context at first
+    thread.start()
+    thread.join()
+    yield {"round": "no context", "lines": len(said().splitlines())}
+    stream[0] = STREAM
 
     def start_often(launch) -> None:
         for _ in range(100):

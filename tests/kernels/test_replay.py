@@ -472,6 +472,11 @@ def test_what_the_driver_refuses_is_an_error(started):
         assert rounds["refused"]["error"] == "CUDA's driver did not start a kernel: invalid argument (1)"
 
 
+def test_a_thread_without_a_context_gets_one(started):
+    """By Triton's launcher, the first time: both of its starts come through."""
+    assert all(rounds["no context"]["lines"] == 2 for rounds in started.values())
+
+
 def test_two_threads_start_one_launch(started):
     """Each with its own tensors: none reads the other's parameters."""
     for rounds in started.values():
